@@ -1,0 +1,2465 @@
+/* l3_model.h - v0.1.0 - Llama-style language models with L3 layers - public domain or MIT-0, see the end of l3.h
+ *
+ * Text in, text out: opens a GGUF file (architecture "l3", or dense "llama") through an l3_source, tokenizes, runs the
+ * forward pass with a KV cache, samples. Weights may be mapped, or stream through a window of a few kilobytes.
+ *
+ *     #define L3_IMPLEMENTATION                                  // in one C or C++ file; gives l3.h's as well
+ *     #include "l3_model.h"
+ *
+ *     l3_source_open_file(&file, "model.gguf", L3_FILE_MAP, &err);
+ *     l3_model_size(&file.source, NULL, &size, &err);            // then: mem = size bytes of yours
+ *     l3_model_open(&model, &file.source, NULL, mem, size, &err);
+ *     l3_session_init(&session, model, NULL, mem2, l3_session_size(model, NULL), &err);
+ *     l3_prefill(session, ids, n, NULL, &err);                   // the prompt
+ *     l3_sample(sampler, l3_logits(session), &id, &err);         // the next token ...
+ *     l3_decode(session, id, &err);                              // ... and what follows it
+ *
+ * Whole programs: examples/generate.c, examples/flash_stream.c, examples/snapshot.c.
+ *
+ * A model is immutable and serves any number of sessions and threads; a session holds everything that changes (KV cache,
+ * scratch, row cache) in one block of the caller's. Weights flow one way: source -> model -> session.
+ *
+ * SWITCHES, MEMORY, ERRORS, THREADS, NUMBERS: as in l3.h.
+ *
+ * Sections: >>gguf >>model >>session >>tokenizer >>sampler, then the implementation:
+ *           >>scan >>keys >>tensors >>open >>layout >>attention >>blocks >>calls >>snapshots >>pieces >>bpe >>text >>sample
+ */
+#ifndef L3_MODEL_H
+#define L3_MODEL_H
+
+#include "l3.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* >>gguf ----------------------------------------------------------------------------------------------------------- */
+
+/* GGUF v3 metadata value types. */
+typedef enum l3_gguf_type {
+    L3_GGUF_U8, L3_GGUF_I8, L3_GGUF_U16, L3_GGUF_I16, L3_GGUF_U32, L3_GGUF_I32, L3_GGUF_F32, L3_GGUF_BOOL,
+    L3_GGUF_STRING, L3_GGUF_ARRAY, L3_GGUF_U64, L3_GGUF_I64, L3_GGUF_F64
+} l3_gguf_type;
+
+/* One metadata key. Pointers are valid during the callback only. */
+typedef struct l3_gguf_key {
+    const char *name;      /* cut after 127 bytes */
+    int         type;      /* l3_gguf_type */
+    int         item_type; /* of an array */
+    uint64_t    count;     /* items of an array, bytes of a string, else 1 */
+    uint64_t    offset;    /* of the value: the number, the string's bytes, or the array's first item */
+    const char *text;      /* of a string: count bytes, not terminated; NULL if they are too many for the buffer */
+    uint64_t    integer;   /* value of an integer or bool; two's complement when negative */
+    double      number;    /* value of an integer, bool or float */
+} l3_gguf_key;
+
+typedef struct l3_gguf_tensor {
+    const char *name; /* cut after 127 bytes */
+    uint32_t    n_dims;
+    uint64_t    dims[4]; /* fastest first; 1 where absent */
+    uint32_t    type;    /* l3_type or another of ggml's */
+    uint64_t    offset;  /* from the start of the tensor data */
+} l3_gguf_tensor;
+
+/* What a scan tells; callbacks may be NULL. Anything but 0 ends the scan and comes back. */
+typedef struct l3_gguf_visitor {
+    void *user;
+    int (*key)(void *user, const l3_gguf_key *key);
+    int (*string)(void *user, uint64_t index, uint64_t offset, uint64_t length); /* items of the string array just told */
+    int (*tensor)(void *user, const l3_gguf_tensor *tensor);
+    int (*data)(void *user, uint64_t start, uint64_t alignment); /* last: where the tensor data begin */
+} l3_gguf_visitor;
+
+/* Reads a file's metadata in order through a small buffer on the stack, every count and length checked before use. */
+L3_API int l3_gguf_scan(const l3_source *source, const l3_gguf_visitor *visitor, l3_error *err);
+
+/* >>model ---------------------------------------------------------------------------------------------------------- */
+
+typedef enum l3_kind { L3_KIND_MODEL, L3_KIND_TOKENIZER, L3_KIND_ALLOCATION } l3_kind; /* general.type */
+
+/* What a file says about itself. */
+typedef struct l3_info {
+    l3_kind  kind;
+    char     architecture[16];
+    char     name[64];                /* general.name, cut; "" if there is none */
+    uint32_t vocab, context;          /* tokens */
+    uint32_t dim, ffn_dim;            /* embedding_length, feed_forward_length */
+    uint32_t n_blocks, n_heads, n_kv_heads, head_dim;
+    uint32_t rope_dims;               /* of each head, rotated in adjacent pairs */
+    double   rope_base;
+    float    rms_epsilon;
+    uint32_t n_lookups;               /* L3 layers */
+    bool     tied_head;               /* the embedding is the head */
+    bool     has_tokenizer;           /* of a kind that l3_tokenizer knows */
+    bool     add_bos, add_space_prefix;
+    int32_t  bos, eos, unknown;       /* token IDs; -1: none */
+    uint32_t longest_piece;           /* bytes */
+    uint64_t file_bytes;
+    bool     has_file_checksum;
+} l3_info;
+
+typedef struct l3_model l3_model;
+
+typedef struct l3_model_config {
+    bool require_checksums; /* refuse a file without l3.checksum.file, or with a lookup layer without row checksums */
+} l3_model_config;
+
+/* Bytes that l3_model_open needs for this file: descriptions of tensors and a sparse index of the vocabulary, no weights.
+ * Reads the metadata once. config may be NULL, here and below. */
+L3_API int l3_model_size(const l3_source *source, const l3_model_config *config, size_t *size, l3_error *err);
+/* mem: size bytes aligned to L3_ALIGN, used until the model is forgotten; there is nothing to free. *source is copied; what
+ * it refers to must outlive the model. Every tensor's place, shape and type and every lookup offset is checked.
+ * L3_ERR_FORMAT, L3_ERR_UNSUPPORTED, L3_ERR_CHECKSUM (required, and none), L3_ERR_IO, L3_ERR_MEMORY. */
+L3_API int l3_model_open(l3_model **model, const l3_source *source, const l3_model_config *config, void *mem, size_t size,
+                         l3_error *err);
+L3_API const l3_info *l3_model_info(const l3_model *model);
+/* Lookup layer i < n_lookups and the block that it follows, or NULL. block may be NULL. */
+L3_API const l3_lookup *l3_model_lookup(const l3_model *model, uint32_t i, uint32_t *block);
+/* Tensor i = 0, 1, ... of the file in a fixed order, its name of at most 63 bytes; NULL after the last. */
+L3_API const l3_tensor *l3_model_tensor(const l3_model *model, uint32_t i, char name[64]);
+/* A hash of the metadata and of the first bytes of every tensor, which tells models apart. */
+L3_API int l3_model_fingerprint(const l3_model *model, uint64_t *fingerprint, l3_error *err);
+/* Reads the whole file once and compares every checksum that it has. L3_ERR_CHECKSUM with the place. */
+L3_API int l3_model_verify(const l3_model *model, l3_error *err);
+
+/* >>session -------------------------------------------------------------------------------------------------------- */
+
+/* All zero is a good choice. */
+typedef struct l3_session_config {
+    uint32_t       context; /* positions kept; 0: what the model says. More than that is refused */
+    int32_t        kv_type; /* l3_type of the KV cache: L3_F32 (0), L3_F16 or L3_Q8_0 */
+    l3_work_config work;    /* batch, window, cache, mode, threads, progress: see l3.h */
+} l3_session_config;
+
+typedef struct l3_session l3_session;
+
+/* Bytes of a session, exact, or 0 if the configuration cannot work (l3_session_init says why). */
+L3_API size_t l3_session_size(const l3_model *model, const l3_session_config *config);
+/* The least config->work.window that works; 0 when everything is mapped. */
+L3_API size_t l3_session_window_min(const l3_model *model);
+/* mem: size bytes, aligned to L3_ALIGN, used until the session is forgotten; there is nothing to free. */
+L3_API int l3_session_init(l3_session **session, const l3_model *model, const l3_session_config *config, void *mem,
+                           size_t size, l3_error *err);
+
+/* Appends n tokens, n >= 1. Afterwards l3_logits() are those after the last one. all: NULL, or (n, vocab) floats for the
+ * logits after every token. On any error the session is where it was before the call, and usable.
+ * L3_ERR_CONTEXT if they do not fit, L3_ERR_TOKEN, L3_ERR_CANCELLED, L3_ERR_IO, L3_ERR_CHECKSUM. */
+L3_API int l3_prefill(l3_session *session, const int32_t *tokens, uint32_t n, float *all, l3_error *err);
+/* Appends one token. */
+L3_API int l3_decode(l3_session *session, int32_t token, l3_error *err);
+/* Appends tokens[i] to sessions[i], for n different sessions of one model; weights are read once for up to work.batch of
+ * sessions[0]. Results are those of n calls of l3_decode. On any error no session has moved. */
+L3_API int l3_decode_batch(l3_session *const *sessions, const int32_t *tokens, uint32_t n, l3_error *err);
+/* Logits (vocab,) after the last token; of the last call that succeeded, until the next call or l3_truncate. */
+L3_API const float *l3_logits(const l3_session *session);
+/* Tokens so far: the position of the next one. */
+L3_API uint32_t l3_position(const l3_session *session);
+/* Positions that fit. */
+L3_API uint32_t l3_context(const l3_session *session);
+/* Keeps the first n tokens, n <= l3_position(), and forgets the rest. */
+L3_API int l3_truncate(l3_session *session, uint32_t n, l3_error *err);
+/* Tells which tokens will come, so that their rows can be fetched. */
+L3_API void     l3_session_hint(l3_session *session, const int32_t *tokens, uint32_t n);
+L3_API l3_stats l3_session_stats(const l3_session *session);
+
+/* Takes bytes somewhere: 0, or an own negative code, which comes back in l3_error.io. */
+typedef int (*l3_write_fn)(void *user, const void *bytes, size_t n);
+
+/* The position, KV cache and logits of a session, in a form that any machine can load (docs/FORMAT.md). */
+L3_API uint64_t l3_session_save_size(const l3_session *session);
+L3_API int      l3_session_save(const l3_session *session, l3_write_fn write, void *user, l3_error *err);
+/* Puts a session of the same model, the same kv_type and enough context where the saved one was. The snapshot is checked
+ * first (one pass over it), so an error leaves the session as it was. L3_ERR_MISMATCH, L3_ERR_CHECKSUM, L3_ERR_FORMAT. */
+L3_API int l3_session_load(l3_session *session, const l3_source *snapshot, l3_error *err);
+
+/* An l3_write_fn into memory, user being an l3_buffer: fails with -1 when it is full. */
+typedef struct l3_buffer {
+    unsigned char *bytes;
+    size_t         size, used;
+} l3_buffer;
+L3_API int l3_write_buffer(void *user, const void *bytes, size_t n);
+
+/* >>tokenizer ------------------------------------------------------------------------------------------------------ */
+
+/* Tokenizer "llama": SentencePiece BPE with byte fallback. Text is UTF-8; other bytes survive the round trip. One thread
+ * at a time. */
+typedef struct l3_tokenizer l3_tokenizer;
+
+/* Bytes for tokenizing runs of up to `run` bytes of text (0: for decoding only, a few hundred bytes when the vocabulary is
+ * mapped). A run ends where no piece of the vocabulary could go on, mostly at a space: texts are longer than their runs,
+ * and their own length is always enough. 0 if the model has no tokenizer that is known here. */
+L3_API size_t l3_tokenizer_size(const l3_model *model, size_t run);
+L3_API int l3_tokenizer_init(l3_tokenizer **tokenizer, const l3_model *model, size_t run, void *mem, size_t size, l3_error *err);
+
+enum {
+    L3_TEXT_SPECIAL  = 1, /* the text of control tokens ("<s>") means the token */
+    L3_TEXT_CONTINUE = 2, /* no dummy space in front: the text continues another */
+    L3_TEXT_BOS      = 4  /* BOS in front if the model wants one (add_bos) */
+};
+
+/* ids (capacity,) gets the first capacity token IDs; *n is how many there are in all, and L3_ERR_MEMORY comes back if they
+ * did not fit. ids may be NULL with capacity 0 to count. L3_ERR_MEMORY also for a run that is too long. */
+L3_API int l3_tokenize(l3_tokenizer *tokenizer, const char *text, size_t length, int flags, int32_t *ids, size_t capacity,
+                       size_t *n, l3_error *err);
+
+/* The text of the next token of a stream: *text (*n bytes, not terminated) is valid until the next call. Bytes of a UTF-8
+ * character that is not yet complete are held back. The dummy space of the first piece after BOS is dropped. */
+L3_API int l3_detokenize(l3_tokenizer *tokenizer, int32_t id, const char **text, size_t *n, l3_error *err);
+/* Ends a stream: the bytes held back, at most 3. The next token starts a new one. */
+L3_API void l3_detokenize_end(l3_tokenizer *tokenizer, const char **text, size_t *n);
+/* The vocabulary's own text of a token (U+2581 for spaces), its score and its type (tokenizer.ggml.token_type). Pointers
+ * may be NULL; *piece is valid until the next call. */
+L3_API int l3_token_piece(l3_tokenizer *tokenizer, int32_t id, const char **piece, size_t *n, float *score, int *type,
+                          l3_error *err);
+
+/* >>sampler -------------------------------------------------------------------------------------------------------- */
+
+typedef struct l3_sampling {
+    float    temperature;    /* 0: always the highest logit */
+    uint32_t top_k;          /* keep the k best; 0: all */
+    float    top_p;          /* keep the fewest best that hold this probability; 1: all */
+    float    min_p;          /* drop what is less likely than this times the best; 0: none */
+    float    repeat_penalty; /* logits of recent tokens are divided by it, or multiplied when negative; 1: off */
+    uint32_t repeat_last_n;  /* how many tokens are recent */
+    uint64_t seed;
+} l3_sampling;
+
+typedef struct l3_sampler l3_sampler;
+
+/* Temperature 0.8, top-k 40, top-p 0.95, min-p 0.05, no penalty (over 64 tokens), seed 0. */
+L3_API l3_sampling l3_sampling_defaults(void);
+/* 8 bytes a candidate (top_k, or vocab without it) and 8 a recent token, exact. 0 if out of range. */
+L3_API size_t l3_sampler_size(const l3_sampling *sampling, uint32_t vocab);
+L3_API int l3_sampler_init(l3_sampler **sampler, const l3_sampling *sampling, uint32_t vocab, void *mem, size_t size,
+                           l3_error *err);
+/* Tells which tokens came, for the repetition penalty: the prompt, and what was sampled. */
+L3_API void l3_sampler_accept(l3_sampler *sampler, const int32_t *tokens, size_t n);
+/* The next token: repetition penalty, top-k, top-p, min-p, temperature, then one draw from the cumulative distribution in
+ * descending probability; equal logits in order of ID. NaN counts as minus infinity. L3_ERR_NUMBER if the best is not
+ * finite. */
+L3_API int l3_sample(l3_sampler *sampler, const float *logits, int32_t *id, l3_error *err);
+/* The generator, SplitMix64 (Steele, Lea, Flood 2014): the next 64 bits. A draw is the upper 24 bits times 2^-24. */
+L3_API uint64_t l3_random(uint64_t *state);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* L3_MODEL_H */
+
+/* ================================================================================================================== */
+
+#if defined(L3_IMPLEMENTATION) && !defined(L3__MODEL_IMPLEMENTED)
+#define L3__MODEL_IMPLEMENTED
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* >>scan ---------------------------------------------------------------------------------------------------------- */
+
+/* Limits no real file comes near; with them every product below stays in 64 bits and every loop is short. */
+#define L3__MAX_KEYS    65536u
+#define L3__MAX_TENSORS 65536u
+#define L3__MAX_STRINGS (1u << 24)
+#define L3__MAX_VOCAB   (1u << 20)
+#define L3__MAX_WIDTH   (1u << 20)
+#define L3__MAX_BLOCKS  512u
+#define L3__MAX_HEADS   4096u
+#define L3__MAX_CONTEXT (1u << 24)
+#define L3__MAX_PIECE   4096u
+
+/* A cursor over the metadata. The first failure is kept in code. */
+typedef struct l3__scan {
+    l3__reader reader;
+    uint64_t   at;
+    l3_error  *err;
+    int        code;
+    char       name[128];
+} l3__scan;
+
+/* The next n bytes, or NULL. */
+L3__FN const uint8_t *l3__scan_bytes(l3__scan *s, size_t n) {
+    if (s->code != L3_OK) return NULL;
+    const uint8_t *p = l3__peek(&s->reader, s->at, n, s->err);
+    if (!p) s->code = s->err ? s->err->code : L3_ERR_FORMAT;
+    s->at += n;
+    return p;
+}
+
+L3__FN uint32_t l3__scan_u32(l3__scan *s) {
+    const uint8_t *p = l3__scan_bytes(s, 4);
+    return p ? l3__le32(p) : 0;
+}
+
+L3__FN uint64_t l3__scan_u64(l3__scan *s) {
+    const uint8_t *p = l3__scan_bytes(s, 8);
+    return p ? l3__le64(p) : 0;
+}
+
+/* Moves over n bytes, which must be in the file. */
+L3__FN void l3__scan_skip(l3__scan *s, uint64_t n) {
+    uint64_t end;
+    if (s->code != L3_OK) return;
+    if (!l3__add(s->at, n, &end) || end > s->reader.source->size)
+        s->code = l3__fail(s->err, L3_ERR_FORMAT, s->at, "%U bytes at %U reach beyond the end of the file at %U", n, s->at,
+                           s->reader.source->size);
+    else
+        s->at = end;
+}
+
+/* A length and that many bytes, cut to what s->name holds. */
+L3__FN void l3__scan_name(l3__scan *s) {
+    const uint64_t n    = l3__scan_u64(s), start = s->at;
+    const size_t   kept = n < sizeof s->name - 1 ? (size_t)n : sizeof s->name - 1;
+    const uint8_t *p    = l3__scan_bytes(s, kept);
+    if (p) memcpy(s->name, p, kept);
+    s->name[p ? kept : 0] = '\0';
+    s->at                 = start;
+    l3__scan_skip(s, n);
+}
+
+/* Bytes of a number of a metadata type; 0 for strings, arrays and unknown types. */
+L3__FN uint32_t l3__gguf_size(int type) {
+    static const uint8_t sizes[13] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
+    return type >= 0 && type < 13 ? sizes[type] : 0;
+}
+
+L3__FN void l3__scan_number(l3__scan *s, l3_gguf_key *k) {
+    const uint32_t n = l3__gguf_size(k->type);
+    const uint8_t *p = l3__scan_bytes(s, n);
+    uint64_t       u = 0;
+    for (uint32_t i = 0; p && i < n; i++) u |= (uint64_t)p[i] << (8 * i);
+    const uint64_t sign = n < 8 ? (uint64_t)1 << (8 * n - 1) : 0;
+    switch (k->type) {
+    case L3_GGUF_F32: k->number = (double)l3__as_float((uint32_t)u); return;
+    case L3_GGUF_F64: memcpy(&k->number, &u, 8); return;
+    case L3_GGUF_I8:
+    case L3_GGUF_I16:
+    case L3_GGUF_I32: u = (u ^ sign) - sign; /* extends the sign */ /* fall through */
+    case L3_GGUF_I64:
+        k->number = u >> 63 ? -(double)(~u + 1) : (double)u;
+        break;
+    default: k->number = (double)u;
+    }
+    k->integer = u;
+}
+
+L3__FN void l3__scan_string(l3__scan *s, l3_gguf_key *k) {
+    k->count  = l3__scan_u64(s);
+    k->offset = s->at;
+    k->text   = NULL;
+    if (k->count <= s->reader.capacity / 2) k->text = (const char *)l3__scan_bytes(s, (size_t)k->count);
+    s->at = k->offset;
+    l3__scan_skip(s, k->count);
+}
+
+L3__FN void l3__scan_array(l3__scan *s, l3_gguf_key *k) {
+    uint64_t bytes;
+    k->item_type         = (int)(l3__scan_u32(s) & 0xff);
+    k->count             = l3__scan_u64(s);
+    k->offset            = s->at;
+    const uint32_t size  = l3__gguf_size(k->item_type);
+    const uint64_t start = s->at;
+    if (s->code != L3_OK) return;
+    if (size) {
+        if (!l3__mul(k->count, size, &bytes)) bytes = UINT64_MAX;
+        l3__scan_skip(s, bytes);
+        s->at = s->code == L3_OK ? start : s->at; /* the visitor is told before the items are passed */
+    } else if (k->item_type != L3_GGUF_STRING || k->count > L3__MAX_STRINGS) {
+        s->code = l3__fail(s->err, L3_ERR_FORMAT, start, "key %s: an array of %U items of type %u cannot be read", s->name,
+                           k->count, (uint32_t)k->item_type);
+    }
+}
+
+/* Passes over the items of an array that has been told. */
+L3__FN void l3__scan_items(l3__scan *s, const l3_gguf_key *k, const l3_gguf_visitor *v) {
+    const uint32_t size = l3__gguf_size(k->item_type);
+    if (size) l3__scan_skip(s, k->count * size);
+    for (uint64_t i = 0; !size && i < k->count && s->code == L3_OK; i++) {
+        const uint64_t n = l3__scan_u64(s), at = s->at;
+        l3__scan_skip(s, n);
+        if (s->code == L3_OK && v->string) s->code = v->string(v->user, i, at, n);
+    }
+}
+
+L3__FN void l3__scan_key(l3__scan *s, const l3_gguf_visitor *v) {
+    l3_gguf_key k;
+    memset(&k, 0, sizeof k);
+    l3__scan_name(s);
+    k.name            = s->name;
+    const uint64_t at = s->at;
+    k.type            = (int)(l3__scan_u32(s) & 0xff);
+    k.count           = 1;
+    k.offset          = s->at;
+    if (k.type == L3_GGUF_STRING)
+        l3__scan_string(s, &k);
+    else if (k.type == L3_GGUF_ARRAY)
+        l3__scan_array(s, &k);
+    else if (l3__gguf_size(k.type))
+        l3__scan_number(s, &k);
+    else if (s->code == L3_OK)
+        s->code = l3__fail(s->err, L3_ERR_FORMAT, at, "key %s has the unknown value type %u", s->name, (uint32_t)k.type);
+    if (s->code == L3_OK && v->key) s->code = v->key(v->user, &k);
+    if (k.type == L3_GGUF_ARRAY) l3__scan_items(s, &k, v);
+}
+
+L3__FN void l3__scan_tensor(l3__scan *s, const l3_gguf_visitor *v) {
+    l3_gguf_tensor t;
+    l3__scan_name(s);
+    t.name   = s->name;
+    t.n_dims = l3__scan_u32(s);
+    if (s->code == L3_OK && (t.n_dims == 0 || t.n_dims > 4))
+        s->code = l3__fail(s->err, L3_ERR_FORMAT, s->at, "tensor %s has %u dimensions; 1 to 4 are right", s->name, t.n_dims);
+    for (uint32_t i = 0; i < 4; i++) t.dims[i] = s->code == L3_OK && i < t.n_dims ? l3__scan_u64(s) : 1;
+    t.type   = l3__scan_u32(s);
+    t.offset = l3__scan_u64(s);
+    if (s->code == L3_OK && v->tensor) s->code = v->tensor(v->user, &t);
+}
+
+/* Up to the keys' end: *tensors is how many follow. general.alignment goes to *alignment. */
+L3__FN void l3__scan_header(l3__scan *s, uint64_t *keys, uint64_t *tensors) {
+    const uint8_t *magic = l3__scan_bytes(s, 4);
+    if (magic && memcmp(magic, "GGUF", 4) != 0)
+        s->code = l3__fail(s->err, L3_ERR_FORMAT, 0, "this is no GGUF file: it does not begin with \"GGUF\"");
+    const uint32_t version = l3__scan_u32(s);
+    if (s->code == L3_OK && (version < 2 || version > 3))
+        s->code = l3__fail(s->err, L3_ERR_UNSUPPORTED, 4, "GGUF version %u is not supported; 3 (or 2) is right", version);
+    *tensors = l3__scan_u64(s);
+    *keys    = l3__scan_u64(s);
+    if (s->code == L3_OK && (*tensors > L3__MAX_TENSORS || *keys > L3__MAX_KEYS))
+        s->code = l3__fail(s->err, L3_ERR_FORMAT, 8, "%U tensors and %U keys are more than any real file has", *tensors, *keys);
+}
+
+typedef struct l3__alignment {
+    const l3_gguf_visitor *inner;
+    uint64_t               value;
+} l3__alignment;
+
+L3__FN int l3__alignment_key(void *user, const l3_gguf_key *k) {
+    l3__alignment *a = (l3__alignment *)user;
+    if (strcmp(k->name, "general.alignment") == 0) a->value = k->type == L3_GGUF_U32 ? k->integer : 0;
+    return a->inner->key ? a->inner->key(a->inner->user, k) : 0;
+}
+L3__FN int l3__alignment_string(void *user, uint64_t i, uint64_t off, uint64_t n) {
+    const l3__alignment *a = (const l3__alignment *)user;
+    return a->inner->string ? a->inner->string(a->inner->user, i, off, n) : 0;
+}
+
+L3_API int l3_gguf_scan(const l3_source *source, const l3_gguf_visitor *v, l3_error *err) {
+    l3__stack_buffer buffer;
+    l3__scan         s;
+    l3__alignment    alignment = {v, 32};
+    l3_gguf_visitor  keys      = {&alignment, l3__alignment_key, l3__alignment_string, NULL, NULL};
+    uint64_t         n_keys, n_tensors;
+    memset(&s, 0, sizeof s);
+    if ((s.code = l3__check_source(source, err)) != L3_OK) return s.code;
+    s.reader = l3__stack_reader(source, &buffer);
+    s.err    = err;
+    l3__scan_header(&s, &n_keys, &n_tensors);
+    for (uint64_t i = 0; i < n_keys && s.code == L3_OK; i++) l3__scan_key(&s, &keys);
+    const uint64_t a = alignment.value;
+    if (s.code == L3_OK && (a < 8 || a > 65536 || (a & (a - 1)) != 0))
+        s.code = l3__fail(err, L3_ERR_FORMAT, s.at, "general.alignment must be a u32 power of two from 8 to 65536");
+    if (!v->tensor && !v->data) return s.code;
+    for (uint64_t i = 0; i < n_tensors && s.code == L3_OK; i++) l3__scan_tensor(&s, v);
+    if (s.code == L3_OK && v->data) s.code = v->data(v->user, (s.at + a - 1) & ~(a - 1), a);
+    return s.code;
+}
+
+/* >>keys ---------------------------------------------------------------------------------------------------------- */
+
+typedef struct l3__block {
+    l3_tensor attn_norm, attn_q, attn_k, attn_v, attn_output, ffn_norm, ffn_gate, ffn_up, ffn_down;
+} l3__block;
+
+/* Numbers from the keys with a model's prefix; 0 or the default where a key is absent. */
+typedef struct l3__params {
+    uint32_t vocab_size, context_length, embedding_length, block_count, feed_forward_length;
+    uint32_t head_count, head_count_kv, key_length, value_length, rope_dims;
+    double   rms_epsilon, rope_base;
+    uint32_t row_count, rows_per_token_max, lookup_key_length, lookup_value_length, up_length;
+    uint32_t tied, query_norm, key_norm, residual, layer_norm;
+    double   score_scale, norm_epsilon;
+} l3__params;
+
+typedef struct l3__vocabulary {
+    uint64_t tokens_at, tokens_end, scores_at, types_at; /* file offsets; 0: absent */
+    uint32_t count, n_scores, n_types;
+    bool     other_model, normalizes; /* a tokenizer, or a text normalization, that is not ours */
+} l3__vocabulary;
+
+struct l3_model {
+    l3_info        info;
+    l3_source      source;
+    l3__vocabulary vocabulary;
+    uint64_t       file_checksum_at, data_start;
+    l3_tensor      embedding, output_norm, output; /* (vocab, dim), (1, dim), (vocab, dim) or absent */
+    l3__block     *blocks;                         /* (n_blocks,) */
+    l3_lookup     *lookups;                        /* (n_lookups,) */
+    uint32_t      *lookup_blocks;                  /* (n_lookups,) the block that each follows, rising */
+    uint32_t      *checkpoints;                    /* where every 16th token lies, from tokens_at */
+};
+
+/* Everything that a scan of the keys collects. */
+typedef struct l3__keys {
+    l3_error      *err;
+    l3__params     params;
+    l3__vocabulary vocabulary;
+    l3_info        info;
+    uint64_t       lookup_indices_at, file_checksum_at;
+    uint32_t       n_lookups;
+    bool           in_tokens; /* the strings being told are the vocabulary */
+    bool           l3_keys, llama_keys;
+    l3_model      *model; /* NULL in the first pass; in the second its arrays, sized by the first, are filled in */
+    uint64_t       end;   /* of the tensors so far, relative to the data */
+} l3__keys;
+
+/* One token in 16 has its place in the file remembered: a quarter of a byte a token. */
+#define L3__CHECKPOINT 16u
+
+typedef enum l3__key_kind { L3__KEY_U32, L3__KEY_BOOL, L3__KEY_F64, L3__KEY_ZERO, L3__KEY_ONE, L3__KEY_ANY } l3__key_kind;
+
+typedef struct l3__key_rule {
+    const char *suffix;
+    uint8_t     kind; /* l3__key_kind; ZERO and ONE: only this value does not change the numbers */
+    uint16_t    field; /* offset in l3__params */
+    uint32_t    max;
+} l3__key_rule;
+
+#define L3__FIELD(name) (uint16_t) offsetof(l3__params, name)
+
+/* The rule of a key after its "l3." or "llama.", or NULL. */
+L3__FN const l3__key_rule *l3__find_rule(const char *suffix) {
+    static const l3__key_rule rules[] = {
+        {"vocab_size", L3__KEY_U32, L3__FIELD(vocab_size), L3__MAX_VOCAB},
+        {"context_length", L3__KEY_U32, L3__FIELD(context_length), L3__MAX_CONTEXT},
+        {"embedding_length", L3__KEY_U32, L3__FIELD(embedding_length), L3__MAX_WIDTH},
+        {"block_count", L3__KEY_U32, L3__FIELD(block_count), L3__MAX_BLOCKS},
+        {"feed_forward_length", L3__KEY_U32, L3__FIELD(feed_forward_length), L3__MAX_WIDTH},
+        {"attention.head_count", L3__KEY_U32, L3__FIELD(head_count), L3__MAX_HEADS},
+        {"attention.head_count_kv", L3__KEY_U32, L3__FIELD(head_count_kv), L3__MAX_HEADS},
+        {"attention.key_length", L3__KEY_U32, L3__FIELD(key_length), L3__MAX_WIDTH},
+        {"attention.value_length", L3__KEY_U32, L3__FIELD(value_length), L3__MAX_WIDTH},
+        {"attention.layer_norm_rms_epsilon", L3__KEY_F64, L3__FIELD(rms_epsilon), 1},
+        {"rope.dimension_count", L3__KEY_U32, L3__FIELD(rope_dims), L3__MAX_WIDTH},
+        {"rope.freq_base", L3__KEY_F64, L3__FIELD(rope_base), 1000000000},
+        {"rope.scale_linear", L3__KEY_ONE, 0, 0},
+        {"attention.causal", L3__KEY_ONE, 0, 0},
+        {"expert_count", L3__KEY_ZERO, 0, 0},
+        {"expert_used_count", L3__KEY_ZERO, 0, 0},
+        {"tensor_data_layout", L3__KEY_ANY, 0, 0},
+        {"lookup.row_count", L3__KEY_U32, L3__FIELD(row_count), INT32_MAX},
+        {"lookup.rows_per_token_max", L3__KEY_U32, L3__FIELD(rows_per_token_max), INT32_MAX},
+        {"lookup.key_length", L3__KEY_U32, L3__FIELD(lookup_key_length), L3__MAX_WIDTH},
+        {"lookup.value_length", L3__KEY_U32, L3__FIELD(lookup_value_length), L3__MAX_WIDTH},
+        {"lookup.up_length", L3__KEY_U32, L3__FIELD(up_length), L3__MAX_WIDTH},
+        {"lookup.tied", L3__KEY_BOOL, L3__FIELD(tied), 1},
+        {"lookup.query_norm", L3__KEY_BOOL, L3__FIELD(query_norm), 1},
+        {"lookup.key_norm", L3__KEY_BOOL, L3__FIELD(key_norm), 1},
+        {"lookup.residual", L3__KEY_BOOL, L3__FIELD(residual), 1},
+        {"lookup.score_scale", L3__KEY_F64, L3__FIELD(score_scale), 1000000},
+        {"lookup.norm_epsilon", L3__KEY_F64, L3__FIELD(norm_epsilon), 1},
+    };
+    for (size_t i = 0; i < sizeof rules / sizeof *rules; i++)
+        if (strcmp(rules[i].suffix, suffix) == 0) return &rules[i];
+    return NULL;
+}
+
+L3__FN bool l3__is_integer(const l3_gguf_key *k) {
+    return k->type <= L3_GGUF_I32 || k->type == L3_GGUF_U64 || k->type == L3_GGUF_I64;
+}
+L3__FN bool l3__is_float(const l3_gguf_key *k) { return k->type == L3_GGUF_F32 || k->type == L3_GGUF_F64; }
+L3__FN bool l3__is_text(const l3_gguf_key *k, const char *text) {
+    return k->type == L3_GGUF_STRING && k->text && k->count == strlen(text) && memcmp(k->text, text, k->count) == 0;
+}
+L3__FN bool l3__starts_with(const char *s, const char *prefix) { return strncmp(s, prefix, strlen(prefix)) == 0; }
+
+L3__FN int l3__bad_key(const l3__keys *m, const l3_gguf_key *k, const char *right) {
+    return l3__fail(m->err, L3_ERR_FORMAT, k->offset, "key %s: %s is right", k->name, right);
+}
+L3__FN int l3__unsupported_key(const l3__keys *m, const l3_gguf_key *k) {
+    return l3__fail(m->err, L3_ERR_UNSUPPORTED, k->offset, "key %s is not supported, and it may change the numbers", k->name);
+}
+
+L3__FN int l3__apply_rule(l3__keys *m, const l3__key_rule *rule, const l3_gguf_key *k) {
+    unsigned char *field = (unsigned char *)&m->params + rule->field;
+    const uint32_t value = (uint32_t)(k->integer & UINT32_MAX);
+    switch (rule->kind) {
+    case L3__KEY_U32:
+        if (!l3__is_integer(k) || k->integer > rule->max) /* 0 counts as absent, and is refused where that is */
+            return l3__fail(m->err, L3_ERR_FORMAT, k->offset, "key %s: an integer up to %u is right", k->name, rule->max);
+        memcpy(field, &value, sizeof value);
+        return L3_OK;
+    case L3__KEY_BOOL:
+        if (k->type != L3_GGUF_BOOL || k->integer > 1) return l3__bad_key(m, k, "a bool");
+        memcpy(field, &value, sizeof value);
+        return L3_OK;
+    case L3__KEY_F64:
+        if (!l3__is_float(k) || !(k->number > -1e6) || !(k->number <= rule->max))
+            return l3__fail(m->err, L3_ERR_FORMAT, k->offset, "key %s: a number up to %u is right", k->name, rule->max);
+        memcpy(field, &k->number, sizeof k->number);
+        return L3_OK;
+    case L3__KEY_ZERO:
+    case L3__KEY_ONE:
+        return k->number == (rule->kind == L3__KEY_ONE ? 1 : 0) ? L3_OK : l3__unsupported_key(m, k);
+    default: return L3_OK;
+    }
+}
+
+/* A key with the prefix of an architecture of ours. What is not known might change the numbers, so it is refused. */
+L3__FN int l3__model_key(l3__keys *m, const l3_gguf_key *k, const char *suffix) {
+    const l3__key_rule *rule = l3__find_rule(suffix);
+    if (rule) return l3__apply_rule(m, rule, k);
+    if (strcmp(suffix, "rope.scaling.type") == 0) return l3__is_text(k, "none") ? L3_OK : l3__unsupported_key(m, k);
+    if (strcmp(suffix, "lookup.norm_type") == 0) {
+        m->params.layer_norm = l3__is_text(k, "layer");
+        return m->params.layer_norm || l3__is_text(k, "rms") ? L3_OK : l3__bad_key(m, k, "\"rms\" or \"layer\"");
+    }
+    if (strcmp(suffix, "lookup.block_indices") == 0) {
+        if (k->type != L3_GGUF_ARRAY || (k->item_type != L3_GGUF_U32 && k->item_type != L3_GGUF_I32) || k->count > L3__MAX_BLOCKS)
+            return l3__bad_key(m, k, "an array of u32 with at most one block each");
+        m->lookup_indices_at = k->offset;
+        m->n_lookups         = (uint32_t)k->count;
+        return L3_OK;
+    }
+    return l3__starts_with(suffix, "training.") ? L3_OK : l3__unsupported_key(m, k);
+}
+
+/* The tensor's address, where its source is mapped. */
+L3__FN void l3__map_tensor(l3_tensor *t) {
+    const uint64_t bytes = l3__tensor_bytes(t);
+    if (t->source->map && bytes <= SIZE_MAX) t->data = t->source->map(t->source->user, t->offset, (size_t)bytes);
+}
+
+L3__FN int l3__checksum_key(l3__keys *m, const l3_gguf_key *k, const char *suffix) {
+    uint32_t block = 0;
+    if (strcmp(suffix, "file") == 0) {
+        if (k->type != L3_GGUF_U32) return l3__bad_key(m, k, "a u32");
+        m->file_checksum_at       = k->offset;
+        m->info.has_file_checksum = true;
+        return L3_OK;
+    }
+    if (!l3__starts_with(suffix, "rows.")) return l3__unsupported_key(m, k);
+    for (const char *p = suffix + 5; *p >= '0' && *p <= '9' && block < L3__MAX_BLOCKS; p++)
+        block = block * 10 + (uint32_t)(*p - '0');
+    for (uint32_t i = 0; m->model && i < m->model->info.n_lookups; i++) {
+        l3_tensor *t = &m->model->lookups[i].checksums;
+        if (m->model->lookup_blocks[i] != block) continue;
+        if (k->type != L3_GGUF_ARRAY || k->item_type != L3_GGUF_U32 || k->count != m->model->info.vocab)
+            return l3__bad_key(m, k, "an array of u32 with one for each token");
+        t->source = &m->model->source;
+        t->offset = k->offset;
+        t->rows   = 1;
+        t->cols   = m->model->info.vocab;
+        t->type   = L3_I32;
+        l3__map_tensor(t);
+    }
+    return L3_OK;
+}
+
+L3__FN int l3__id_key(const l3__keys *m, const l3_gguf_key *k, int32_t *id) {
+    if (!l3__is_integer(k)) return l3__bad_key(m, k, "a token ID");
+    *id = (k->integer & UINT32_MAX) == UINT32_MAX ? -1 : (int32_t)(k->integer < INT32_MAX ? k->integer : INT32_MAX);
+    return L3_OK;
+}
+
+L3__FN int l3__array_key(const l3__keys *m, const l3_gguf_key *k, int type, int or_type, uint64_t *at, uint32_t *n) {
+    if (k->type != L3_GGUF_ARRAY || (k->item_type != type && k->item_type != or_type) || k->count > L3__MAX_VOCAB)
+        return l3__bad_key(m, k, "an array of its type with one item a token, at most 2^20");
+    *at = k->offset;
+    *n  = (uint32_t)k->count;
+    return L3_OK;
+}
+
+L3__FN int l3__tokenizer_key(l3__keys *m, const l3_gguf_key *k, const char *suffix) {
+    l3__vocabulary *v = &m->vocabulary;
+    if (strcmp(suffix, "model") == 0) v->other_model = !l3__is_text(k, "llama");
+    if (strcmp(suffix, "precompiled_charsmap") == 0 && k->count) v->normalizes = true;
+    if (strcmp(suffix, "remove_extra_whitespaces") == 0 && k->integer) v->normalizes = true;
+    if (strcmp(suffix, "bos_token_id") == 0) return l3__id_key(m, k, &m->info.bos);
+    if (strcmp(suffix, "eos_token_id") == 0) return l3__id_key(m, k, &m->info.eos);
+    if (strcmp(suffix, "unknown_token_id") == 0) return l3__id_key(m, k, &m->info.unknown);
+    if (strcmp(suffix, "add_bos_token") == 0) m->info.add_bos = k->integer != 0;
+    if (strcmp(suffix, "add_space_prefix") == 0) m->info.add_space_prefix = k->integer != 0;
+    if (strcmp(suffix, "scores") == 0) return l3__array_key(m, k, L3_GGUF_F32, L3_GGUF_F32, &v->scores_at, &v->n_scores);
+    if (strcmp(suffix, "token_type") == 0) return l3__array_key(m, k, L3_GGUF_I32, L3_GGUF_U32, &v->types_at, &v->n_types);
+    if (strcmp(suffix, "tokens") != 0) return L3_OK;
+    m->in_tokens = true;
+    return l3__array_key(m, k, L3_GGUF_STRING, L3_GGUF_STRING, &v->tokens_at, &v->count);
+}
+
+L3__FN void l3__copy_text(char *dst, size_t size, const l3_gguf_key *k) {
+    const size_t n = k->text && k->count < size ? (size_t)k->count : k->text ? size - 1 : 0;
+    if (n) memcpy(dst, k->text, n);
+    dst[n] = '\0';
+}
+
+L3__FN int l3__general_key(l3__keys *m, const l3_gguf_key *k, const char *suffix) {
+    if (strcmp(suffix, "architecture") == 0) l3__copy_text(m->info.architecture, sizeof m->info.architecture, k);
+    if (strcmp(suffix, "name") == 0) l3__copy_text(m->info.name, sizeof m->info.name, k);
+    if (strcmp(suffix, "type") == 0)
+        m->info.kind = l3__is_text(k, "tokenizer")    ? L3_KIND_TOKENIZER
+                       : l3__is_text(k, "allocation") ? L3_KIND_ALLOCATION
+                                                      : L3_KIND_MODEL;
+    return L3_OK;
+}
+
+L3__FN int l3__on_key(void *user, const l3_gguf_key *k) {
+    l3__keys *m = (l3__keys *)user;
+    m->in_tokens = false;
+    if (l3__starts_with(k->name, "general.")) return l3__general_key(m, k, k->name + 8);
+    if (l3__starts_with(k->name, "tokenizer.ggml.")) return l3__tokenizer_key(m, k, k->name + 15);
+    if (l3__starts_with(k->name, "l3.checksum.")) return l3__checksum_key(m, k, k->name + 12);
+    if (strcmp(k->name, "split.count") == 0 && k->integer > 1) return l3__unsupported_key(m, k);
+    if (l3__starts_with(k->name, "llama.")) {
+        m->llama_keys = true;
+        return l3__model_key(m, k, k->name + 6);
+    }
+    if (!l3__starts_with(k->name, "l3.")) return L3_OK;
+    m->l3_keys = true;
+    return l3__model_key(m, k, k->name + 3);
+}
+
+L3__FN int l3__on_string(void *user, uint64_t i, uint64_t off, uint64_t n) {
+    l3__keys *m = (l3__keys *)user;
+    if (!m->in_tokens) return L3_OK;
+    if (n > L3__MAX_PIECE || off - m->vocabulary.tokens_at > UINT32_MAX)
+        return l3__fail(m->err, L3_ERR_FORMAT, off, "tokenizer.ggml.tokens: piece %U has %U bytes; at most %u are right", i, n,
+                        L3__MAX_PIECE);
+    if (m->info.longest_piece < n) m->info.longest_piece = (uint32_t)n;
+    if (m->model && i % L3__CHECKPOINT == 0 && i < m->model->info.vocab && m->model->info.has_tokenizer)
+        m->model->checkpoints[i / L3__CHECKPOINT] = (uint32_t)(off - 8 - m->vocabulary.tokens_at);
+    m->vocabulary.tokens_end = off + n;
+    return L3_OK;
+}
+
+/* Checks what the keys say together, and completes m->info. */
+L3__FN int l3__settle_shape(l3__keys *m) {
+    const l3__params *p = &m->params;
+    l3_info          *x = &m->info;
+    x->context = p->context_length, x->dim = p->embedding_length, x->ffn_dim = p->feed_forward_length;
+    x->n_blocks = p->block_count, x->n_heads = p->head_count;
+    if (!x->context || !x->dim || !x->ffn_dim || !x->n_blocks || !x->n_heads)
+        return l3__fail(m->err, L3_ERR_FORMAT, 0, "key %s.%s is missing", x->architecture,
+                        !x->context    ? "context_length"
+                        : !x->dim      ? "embedding_length"
+                        : !x->ffn_dim  ? "feed_forward_length"
+                        : !x->n_blocks ? "block_count"
+                                       : "attention.head_count");
+    x->n_kv_heads = p->head_count_kv ? p->head_count_kv : x->n_heads;
+    x->head_dim   = p->key_length ? p->key_length : x->dim / x->n_heads;
+    x->rope_dims  = p->rope_dims ? p->rope_dims : x->dim / x->n_heads;
+    x->rope_base  = p->rope_base;
+    if ((p->value_length && p->value_length != x->head_dim) || (!p->key_length && x->dim % x->n_heads != 0) ||
+        x->n_heads % x->n_kv_heads != 0 || (uint64_t)x->n_heads * x->head_dim > L3__MAX_WIDTH)
+        return l3__fail(m->err, L3_ERR_FORMAT, 0, "%u heads and %u KV heads of %u do not fit an embedding of %u", x->n_heads,
+                        x->n_kv_heads, x->head_dim, x->dim);
+    if (x->rope_dims > x->head_dim || x->rope_dims % 2 != 0 || !(x->rope_base >= 1))
+        return l3__fail(m->err, L3_ERR_FORMAT, 0, "RoPE over %u of %u dimensions, or its base, cannot be", x->rope_dims,
+                        x->head_dim);
+    if (!(p->rms_epsilon >= 1e-30))
+        return l3__fail(m->err, L3_ERR_FORMAT, 0, "key %s.attention.layer_norm_rms_epsilon is missing or not above 0",
+                        x->architecture);
+    x->rms_epsilon = (float)p->rms_epsilon;
+    return L3_OK;
+}
+
+L3__FN int l3__settle_vocabulary(l3__keys *m) {
+    const l3__vocabulary *v = &m->vocabulary;
+    l3_info              *x = &m->info;
+    x->vocab                = m->params.vocab_size ? m->params.vocab_size : v->count;
+    x->has_tokenizer        = v->count && !v->other_model && !v->normalizes;
+    if (x->vocab == 0) return l3__fail(m->err, L3_ERR_FORMAT, 0, "the file says neither vocab_size nor tokenizer.ggml.tokens");
+    if ((v->count && v->count != x->vocab) || (v->n_scores && v->n_scores != v->count) || (v->n_types && v->n_types != v->count))
+        return l3__fail(m->err, L3_ERR_FORMAT, v->tokens_at, "%u tokens, %u scores, %u token types for a vocabulary of %u",
+                        v->count, v->n_scores, v->n_types, x->vocab);
+    if (!v->count) x->bos = x->eos = x->unknown = -1;
+    if (x->bos >= (int64_t)x->vocab || x->eos >= (int64_t)x->vocab || x->unknown >= (int64_t)x->vocab || x->bos < -1 ||
+        x->eos < -1 || x->unknown < -1)
+        return l3__fail(m->err, L3_ERR_FORMAT, 0, "a special token's ID is outside the vocabulary of %u", x->vocab);
+    return L3_OK;
+}
+
+L3__FN int l3__settle(l3__keys *m) {
+    l3_info   *x      = &m->info;
+    const bool is_l3  = strcmp(x->architecture, "l3") == 0;
+    if (x->kind == L3_KIND_MODEL && !is_l3 && strcmp(x->architecture, "llama") != 0)
+        return l3__fail(m->err, L3_ERR_UNSUPPORTED, 0, "architecture \"%s\" is not supported; \"l3\" and \"llama\" are",
+                        x->architecture);
+    if (is_l3 ? m->llama_keys : m->l3_keys && x->kind == L3_KIND_MODEL)
+        return l3__fail(m->err, L3_ERR_FORMAT, 0, "the file has keys of another architecture than its own, \"%s\"",
+                        x->architecture);
+    int code = l3__settle_vocabulary(m);
+    if (code == L3_OK && x->kind == L3_KIND_MODEL) code = l3__settle_shape(m);
+    x->n_lookups = x->kind == L3_KIND_TOKENIZER ? 0 : x->kind == L3_KIND_ALLOCATION ? 1 : m->n_lookups;
+    if (code == L3_OK && m->n_lookups > x->n_blocks)
+        code = l3__fail(m->err, L3_ERR_FORMAT, m->lookup_indices_at, "%u lookup layers for %u blocks", m->n_lookups, x->n_blocks);
+    return code;
+}
+
+L3__FN void l3__keys_init(l3__keys *m, l3_error *err) {
+    memset(m, 0, sizeof *m);
+    m->err                   = err;
+    m->params.rope_base      = 10000;
+    m->params.score_scale    = 1;
+    m->params.norm_epsilon   = -1;
+    m->params.residual       = 1;
+    m->info.bos              = 1;
+    m->info.eos              = 2;
+    m->info.add_bos          = true;
+    m->info.add_space_prefix = true;
+}
+
+/* First pass: the keys alone, which say how much memory the model takes. */
+L3__FN int l3__scan_keys(l3__keys *m, const l3_source *source, l3_error *err) {
+    const l3_gguf_visitor v = {m, l3__on_key, l3__on_string, NULL, NULL};
+    l3__keys_init(m, err);
+    int code = l3_gguf_scan(source, &v, err);
+    if (code != L3_OK) return code;
+    m->info.file_bytes = source->size;
+    return l3__settle(m);
+}
+
+/* >>tensors ------------------------------------------------------------------------------------------------------- */
+
+typedef enum l3__size { /* what a dimension must be */
+    L3__1, L3__VOCAB, L3__VOCAB_1, L3__DIM, L3__Q, L3__KV, L3__FFN, L3__V, L3__ROW, L3__VALUE, L3__UP, L3__MIX, L3__SIZES
+} l3__size;
+
+typedef struct l3__slot {
+    const char *name;
+    uint16_t    field; /* offset in l3_model, l3__block or l3_lookup */
+    uint8_t     rows, cols; /* l3__size */
+    bool        optional;
+} l3__slot;
+
+#define L3__OF(type, field) (uint16_t) offsetof(type, field)
+#define L3__TOP_SLOTS    3u
+#define L3__BLOCK_SLOTS  9u
+#define L3__LOOKUP_SLOTS 7u
+
+/* Every tensor of a file: first the model's, then a block's, then a lookup layer's. */
+L3__FN const l3__slot *l3__slots(void) {
+    static const l3__slot slots[L3__TOP_SLOTS + L3__BLOCK_SLOTS + L3__LOOKUP_SLOTS] = {
+        {"token_embd.weight", L3__OF(l3_model, embedding), L3__VOCAB, L3__DIM, false},
+        {"output_norm.weight", L3__OF(l3_model, output_norm), L3__1, L3__DIM, false},
+        {"output.weight", L3__OF(l3_model, output), L3__VOCAB, L3__DIM, true},
+        {"attn_norm.weight", L3__OF(l3__block, attn_norm), L3__1, L3__DIM, false},
+        {"attn_q.weight", L3__OF(l3__block, attn_q), L3__Q, L3__DIM, false},
+        {"attn_k.weight", L3__OF(l3__block, attn_k), L3__KV, L3__DIM, false},
+        {"attn_v.weight", L3__OF(l3__block, attn_v), L3__KV, L3__DIM, false},
+        {"attn_output.weight", L3__OF(l3__block, attn_output), L3__DIM, L3__Q, false},
+        {"ffn_norm.weight", L3__OF(l3__block, ffn_norm), L3__1, L3__DIM, false},
+        {"ffn_gate.weight", L3__OF(l3__block, ffn_gate), L3__FFN, L3__DIM, false},
+        {"ffn_up.weight", L3__OF(l3__block, ffn_up), L3__FFN, L3__DIM, false},
+        {"ffn_down.weight", L3__OF(l3__block, ffn_down), L3__DIM, L3__FFN, false},
+        {"lookup_offsets", L3__OF(l3_lookup, offsets), L3__1, L3__VOCAB_1, false},
+        {"lookup_rows.weight", L3__OF(l3_lookup, rows), L3__V, L3__ROW, false},
+        {"lookup_query_norm.weight", L3__OF(l3_lookup, query_norm_weight), L3__1, L3__DIM, true},
+        {"lookup_up.weight", L3__OF(l3_lookup, up), L3__UP, L3__VALUE, true},
+        {"lookup_up_norm.weight", L3__OF(l3_lookup, up_norm_weight), L3__1, L3__UP, true},
+        {"lookup_up_norm.bias", L3__OF(l3_lookup, up_norm_bias), L3__1, L3__UP, true},
+        {"lookup_mix.weight", L3__OF(l3_lookup, mix), L3__DIM, L3__MIX, false},
+    };
+    return slots;
+}
+
+L3__FN uint32_t l3__size_of(const l3_model *m, uint8_t size) {
+    const l3_info   *x = &m->info;
+    const l3_lookup *l = m->info.n_lookups ? m->lookups : NULL;
+    switch (size) {
+    case L3__1: return 1;
+    case L3__VOCAB: return x->vocab;
+    case L3__VOCAB_1: return x->vocab + 1;
+    case L3__DIM: return x->dim;
+    case L3__Q: return x->n_heads * x->head_dim;
+    case L3__KV: return x->n_kv_heads * x->head_dim;
+    case L3__FFN: return x->ffn_dim;
+    case L3__V: return l ? l->row_count : 0;
+    case L3__ROW: return l ? l->key_length + (l->tied ? 0 : l->value_length) : 0;
+    case L3__VALUE: return l ? l->value_length : 0;
+    case L3__UP: return l ? l->up_length : 0;
+    default: return l ? l->up_length + l->key_length : 0;
+    }
+}
+
+/* A tensor of the model with what its table entry says. */
+typedef struct l3__place {
+    const l3__slot *slot;
+    l3_tensor      *tensor;
+    uint32_t        block; /* UINT32_MAX: none */
+} l3__place;
+
+L3__FN l3_tensor *l3__field(void *base, const l3__slot *slot) {
+    void *p = (unsigned char *)base + slot->field;
+    return (l3_tensor *)p;
+}
+
+/* Place i = 0, 1, ... of all that the model could have; false after the last. */
+L3__FN bool l3__place_at(const l3_model *m, uint32_t i, l3__place *p) {
+    const l3__slot *slots = l3__slots();
+    const uint32_t  n_block_slots = m->info.n_blocks * L3__BLOCK_SLOTS, n_lookup_slots = m->info.n_lookups * L3__LOOKUP_SLOTS;
+    union {
+        const l3_model *in;
+        l3_model       *out;
+    } top; /* the places of a model that is being opened are filled in through this; const callers only read */
+    top.in   = m;
+    p->block = UINT32_MAX;
+    if (i < L3__TOP_SLOTS) {
+        p->slot   = &slots[i];
+        p->tensor = l3__field(top.out, p->slot);
+        return true;
+    }
+    i -= L3__TOP_SLOTS;
+    if (i < n_block_slots) {
+        p->block  = i / L3__BLOCK_SLOTS;
+        p->slot   = &slots[L3__TOP_SLOTS + i % L3__BLOCK_SLOTS];
+        p->tensor = l3__field(&m->blocks[p->block], p->slot);
+        return true;
+    }
+    i -= n_block_slots;
+    if (i >= n_lookup_slots) return false;
+    p->block  = m->lookup_blocks[i / L3__LOOKUP_SLOTS];
+    p->slot   = &slots[L3__TOP_SLOTS + L3__BLOCK_SLOTS + i % L3__LOOKUP_SLOTS];
+    p->tensor = l3__field(&m->lookups[i / L3__LOOKUP_SLOTS], p->slot);
+    return true;
+}
+
+/* "blk.N.name", or the name alone. */
+L3__FN void l3__place_name(const l3__place *p, char name[64]) {
+    char    *at = name;
+    uint32_t digits = 1, n = p->block;
+    if (n != UINT32_MAX) {
+        memcpy(at, "blk.", 4);
+        at += 4;
+        while (digits * 10 <= n) digits *= 10;
+        for (; digits; digits /= 10) *at++ = (char)('0' + (int)(n / digits % 10));
+        *at++ = '.';
+    }
+    memcpy(at, p->slot->name, strlen(p->slot->name) + 1);
+}
+
+L3__FN bool l3__place_named(const l3_model *m, const char *wanted, l3__place *p) {
+    char     name[64];
+    uint32_t first = 0, block = 0, last = UINT32_MAX;
+    if (l3__starts_with(wanted, "blk.")) { /* only this block's places can match, and the lookups' */
+        for (const char *c = wanted + 4; *c >= '0' && *c <= '9' && block < L3__MAX_BLOCKS; c++)
+            block = block * 10 + (uint32_t)(*c - '0');
+        first = L3__TOP_SLOTS + (block < m->info.n_blocks ? block : 0) * L3__BLOCK_SLOTS;
+        last  = first + L3__BLOCK_SLOTS;
+    }
+    for (uint32_t i = first; l3__place_at(m, i, p); i++) {
+        if (i == last) i = L3__TOP_SLOTS + m->info.n_blocks * L3__BLOCK_SLOTS;
+        if (!l3__place_at(m, i, p)) return false;
+        l3__place_name(p, name);
+        if (strcmp(name, wanted) == 0) return true;
+    }
+    return false;
+}
+
+/* >>open ---------------------------------------------------------------------------------------------------------- */
+
+L3__FN int l3__overlaps(const l3__keys *o, const char *name, const l3_tensor *t, uint64_t end) {
+    l3__place p;
+    char      other[64];
+    for (uint32_t i = 0; l3__place_at(o->model, i, &p); i++) {
+        if (!p.tensor->source || p.tensor == t) continue;
+        if (t->offset >= p.tensor->offset + l3__tensor_bytes(p.tensor) || p.tensor->offset >= end) continue;
+        l3__place_name(&p, other);
+        return l3__fail(o->err, L3_ERR_FORMAT, t->offset, "tensors %s and %s overlap", name, other);
+    }
+    return L3_OK;
+}
+
+L3__FN int l3__on_tensor(void *user, const l3_gguf_tensor *in) {
+    l3__keys       *o = (l3__keys *)user;
+    l3__place    p;
+    uint64_t     end;
+    if (!l3__place_named(o->model, in->name, &p))
+        return l3__fail(o->err, L3_ERR_UNSUPPORTED, in->offset, "tensor %s is not known here, and it may change the numbers",
+                        in->name);
+    l3_tensor     *t    = p.tensor;
+    const uint32_t rows = l3__size_of(o->model, p.slot->rows), cols = l3__size_of(o->model, p.slot->cols);
+    if (t->source) return l3__fail(o->err, L3_ERR_FORMAT, in->offset, "tensor %s is there twice", in->name);
+    if (in->dims[0] != cols || in->dims[1] != rows || in->dims[2] != 1 || in->dims[3] != 1)
+        return l3__fail(o->err, L3_ERR_FORMAT, in->offset, "tensor %s is [%U, %U, %U]; [%u, %u] is right", in->name,
+                        in->dims[0], in->dims[1], in->dims[2], cols, rows);
+    const bool is_offsets = p.slot->cols == L3__VOCAB_1;
+    if (in->type > INT32_MAX || (is_offsets ? in->type != L3_I32 : !l3__unpacker((int)in->type)))
+        return l3__fail(o->err, L3_ERR_UNSUPPORTED, in->offset, "tensor %s has type %u, which is not supported here", in->name,
+                        in->type);
+    t->rows = rows, t->cols = cols, t->type = (int32_t)in->type, t->offset = in->offset;
+    const uint64_t bytes = l3__tensor_bytes(t);
+    if (bytes == 0 || !l3__add(t->offset, bytes, &end))
+        return l3__fail(o->err, L3_ERR_FORMAT, in->offset, "tensor %s: rows of %u are no whole blocks of type %s, or it has none",
+                        in->name, cols, l3_type_name(t->type));
+    const int code = t->offset >= o->end ? L3_OK : l3__overlaps(o, in->name, t, end);
+    if (o->end < end) o->end = end;
+    t->source = &o->model->source;
+    return code;
+}
+
+/* The data begin at start: every tensor gets its place in the file, and its address where that is mapped. */
+L3__FN int l3__on_data(void *user, uint64_t start, uint64_t alignment) {
+    l3__keys        *o = (l3__keys *)user;
+    const l3_source *s = &o->model->source;
+    l3__place        p;
+    char             name[64];
+    uint64_t         end;
+    o->model->data_start = start;
+    for (uint32_t i = 0; l3__place_at(o->model, i, &p); i++) {
+        l3_tensor     *t     = p.tensor;
+        const uint64_t bytes = l3__tensor_bytes(t);
+        if (!t->source) continue;
+        l3__place_name(&p, name);
+        if (t->offset % alignment != 0)
+            return l3__fail(o->err, L3_ERR_FORMAT, t->offset, "tensor %s begins at %U, no multiple of the alignment %U", name,
+                            t->offset, alignment);
+        if (!l3__add(start, t->offset, &t->offset) || !l3__add(t->offset, bytes, &end) || end > s->size)
+            return l3__fail(o->err, L3_ERR_FORMAT, t->offset, "tensor %s lies at %U with %U bytes; the file ends at %U", name,
+                            t->offset, bytes, s->size);
+        l3__map_tensor(t);
+        if (!t->data && !s->read)
+            return l3__fail(o->err, L3_ERR_IO, t->offset, "tensor %s is not mapped, and the source has no read", name);
+    }
+    return L3_OK;
+}
+
+/* An allocation has nothing but its offsets; a tokenizer no tensors at all. */
+L3__FN bool l3__is_needed(const l3_model *m, const l3__place *p) {
+    if (m->info.kind == L3_KIND_MODEL) return !p->slot->optional;
+    return m->info.kind == L3_KIND_ALLOCATION && p->slot->cols == L3__VOCAB_1;
+}
+
+L3__FN int l3__check_complete(l3_model *m, l3_error *err) {
+    l3__place p;
+    char      name[64];
+    for (uint32_t i = 0; l3__place_at(m, i, &p); i++) {
+        l3__place_name(&p, name);
+        if (!p.tensor->source && l3__is_needed(m, &p))
+            return l3__fail(err, L3_ERR_FORMAT, m->data_start, "tensor %s is missing", name);
+    }
+    m->info.tied_head = m->info.kind == L3_KIND_MODEL && !m->output.source;
+    return L3_OK;
+}
+
+/* The lookup layers' numbers; their blocks must rise. */
+L3__FN int l3__describe_lookups(l3_model *m, const l3__keys *k, l3_error *err) {
+    l3__stack_buffer buffer;
+    l3__reader       r = l3__stack_reader(&m->source, &buffer);
+    const l3__params *p = &k->params;
+    for (uint32_t i = 0; i < m->info.n_lookups; i++) {
+        l3_lookup     *l = &m->lookups[i];
+        const uint8_t *b = m->info.kind == L3_KIND_MODEL ? l3__peek(&r, k->lookup_indices_at + 4 * i, 4, err) : NULL;
+        if (!b && m->info.kind == L3_KIND_MODEL) return L3_ERR_IO;
+        m->lookup_blocks[i] = b ? l3__le32(b) : 0;
+        if (m->info.kind == L3_KIND_MODEL &&
+            (m->lookup_blocks[i] >= m->info.n_blocks || (i && m->lookup_blocks[i] <= m->lookup_blocks[i - 1])))
+            return l3__fail(err, L3_ERR_FORMAT, k->lookup_indices_at + 4 * i,
+                            "l3.lookup.block_indices: block %u at place %u; blocks rise and are below %u", m->lookup_blocks[i], i,
+                            m->info.n_blocks);
+        l->vocab        = m->info.vocab;
+        l->row_count    = p->row_count;
+        l->max_rows     = p->rows_per_token_max;
+        l->key_length   = p->lookup_key_length ? p->lookup_key_length : m->info.dim;
+        l->value_length = p->lookup_value_length ? p->lookup_value_length : l->key_length;
+        l->up_length    = p->up_length ? p->up_length : l->value_length;
+        l->tied         = p->tied != 0;
+        l->query_norm   = p->query_norm != 0;
+        l->key_norm     = p->key_norm != 0;
+        l->layer_norm   = p->layer_norm != 0;
+        l->residual     = p->residual != 0;
+        l->score_scale  = (float)p->score_scale;
+        l->norm_epsilon = p->norm_epsilon >= 0 ? (float)p->norm_epsilon : m->info.rms_epsilon;
+        if (m->info.kind == L3_KIND_MODEL && l->key_length != m->info.dim)
+            return l3__fail(err, L3_ERR_FORMAT, 0, "l3.lookup.key_length is %u; the embedding_length %u is right", l->key_length,
+                            m->info.dim);
+        if (l->row_count == 0) return l3__fail(err, L3_ERR_FORMAT, 0, "key l3.lookup.row_count is missing");
+    }
+    return L3_OK;
+}
+
+L3__FN int l3__check_lookups(const l3_model *m, const l3_model_config *config, l3_error *err) {
+    for (uint32_t i = 0; i < m->info.n_lookups; i++) {
+        const l3_lookup *l    = &m->lookups[i];
+        const int        code = m->info.kind == L3_KIND_MODEL ? l3_lookup_check(l, err) : l3__check_offsets(l, err);
+        if (code != L3_OK) return code;
+        if (config && config->require_checksums && !l3__present(&l->checksums))
+            return l3__fail(err, L3_ERR_CHECKSUM, 0, "l3.checksum.rows.%u is required and not in the file", m->lookup_blocks[i]);
+    }
+    if (config && config->require_checksums && !m->info.has_file_checksum)
+        return l3__fail(err, L3_ERR_CHECKSUM, 0, "l3.checksum.file is required and not in the file");
+    return L3_OK;
+}
+
+L3__FN size_t l3__model_layout(l3_model *m, const l3__keys *k, void *base) {
+    l3__arena a = {(unsigned char *)base, 0, 0, false};
+    (void)l3__take(&a, 1, sizeof *m);
+    m->info       = k->info;
+    m->vocabulary = k->vocabulary;
+    m->blocks        = (l3__block *)l3__take(&a, k->info.n_blocks, sizeof(l3__block));
+    m->lookups       = (l3_lookup *)l3__take(&a, k->info.n_lookups, sizeof(l3_lookup));
+    m->lookup_blocks = (uint32_t *)l3__take(&a, k->info.n_lookups, sizeof(uint32_t));
+    m->checkpoints   = (uint32_t *)l3__take(
+        &a, k->info.has_tokenizer ? (k->info.vocab + L3__CHECKPOINT - 1) / L3__CHECKPOINT : 0, sizeof(uint32_t));
+    return l3__arena_size(&a);
+}
+
+L3_API int l3_model_size(const l3_source *source, const l3_model_config *config, size_t *size, l3_error *err) {
+    l3__keys  k;
+    l3_model  m;
+    const int code = l3__scan_keys(&k, source, err);
+    (void)config;
+    if (code == L3_OK) *size = l3__model_layout(&m, &k, NULL);
+    return code;
+}
+
+L3_API int l3_model_open(l3_model **model, const l3_source *source, const l3_model_config *config, void *mem, size_t size,
+                         l3_error *err) {
+    l3__keys              k;
+    l3_model              count, *m = (l3_model *)mem;
+    const l3_gguf_visitor everything = {&k, l3__on_key, l3__on_string, l3__on_tensor, l3__on_data};
+    int                   code       = l3__scan_keys(&k, source, err);
+    if (code == L3_OK) code = l3__check_block(mem, size, l3__model_layout(&count, &k, NULL), err);
+    if (code != L3_OK) return code;
+    memset(mem, 0, l3__model_layout(&count, &k, NULL));
+    (void)l3__model_layout(m, &k, mem);
+    m->source           = *source;
+    m->file_checksum_at = k.file_checksum_at;
+    if ((code = l3__describe_lookups(m, &k, err)) != L3_OK) return code;
+    l3__keys_init(&k, err);
+    k.model = m;
+    code    = l3_gguf_scan(source, &everything, err);
+    if (code == L3_OK) code = l3__check_complete(m, err);
+    if (code == L3_OK) code = l3__check_lookups(m, config, err);
+    if (code == L3_OK) *model = m;
+    return code;
+}
+
+L3_API const l3_info *l3_model_info(const l3_model *m) { return &m->info; }
+
+L3_API const l3_lookup *l3_model_lookup(const l3_model *m, uint32_t i, uint32_t *block) {
+    if (i >= m->info.n_lookups) return NULL;
+    if (block) *block = m->lookup_blocks[i];
+    return &m->lookups[i];
+}
+
+L3_API const l3_tensor *l3_model_tensor(const l3_model *m, uint32_t i, char name[64]) {
+    l3__place p;
+    for (uint32_t at = 0, seen = 0; l3__place_at(m, at, &p); at++) {
+        if (!p.tensor->source || seen++ != i) continue;
+        l3__place_name(&p, name);
+        return p.tensor;
+    }
+    return NULL;
+}
+
+/* Calls piece for the bytes [from, to) of the file, in order. */
+L3__FN int l3__each_piece(const l3_source *s, uint64_t from, uint64_t to, void (*piece)(void *, const uint8_t *, size_t),
+                          void *user, l3_error *err) {
+    l3__stack_buffer buffer;
+    l3__reader       r = l3__stack_reader(s, &buffer);
+    while (from < to) {
+        const size_t   n = to - from < L3_MAX_ALIGN ? (size_t)(to - from) : L3_MAX_ALIGN;
+        const uint8_t *p = l3__peek(&r, from, n, err);
+        if (!p) return err ? err->code : L3_ERR_IO;
+        piece(user, p, n);
+        from += n;
+    }
+    return L3_OK;
+}
+
+/* FNV-1a, 64 bits. */
+L3__FN void l3__hash_piece(void *user, const uint8_t *p, size_t n) {
+    uint64_t h;
+    memcpy(&h, user, sizeof h);
+    for (size_t i = 0; i < n; i++) h = (h ^ p[i]) * 0x100000001b3u;
+    memcpy(user, &h, sizeof h);
+}
+
+L3_API int l3_model_fingerprint(const l3_model *m, uint64_t *fingerprint, l3_error *err) {
+    l3__place p;
+    *fingerprint = 0xcbf29ce484222325u;
+    int code     = l3__each_piece(&m->source, 0, m->data_start < m->source.size ? m->data_start : m->source.size,
+                                  l3__hash_piece, fingerprint, err);
+    for (uint32_t i = 0; code == L3_OK && l3__place_at(m, i, &p); i++) {
+        const uint64_t bytes = l3__tensor_bytes(p.tensor), n = bytes < 64 ? bytes : 64;
+        if (p.tensor->source)
+            code = l3__each_piece(&m->source, p.tensor->offset, p.tensor->offset + n, l3__hash_piece, fingerprint, err);
+    }
+    return code;
+}
+
+L3__FN void l3__crc_piece(void *user, const uint8_t *p, size_t n) {
+    uint32_t crc;
+    memcpy(&crc, user, sizeof crc);
+    crc = l3_crc32(crc, p, n);
+    memcpy(user, &crc, sizeof crc);
+}
+
+/* l3.checksum.file: over the whole file, its own four bytes taken as zero. */
+L3__FN int l3__verify_file(const l3_model *m, l3_error *err) {
+    const l3_source *s       = &m->source;
+    const uint64_t   at      = m->file_checksum_at;
+    const uint8_t    zero[4] = {0, 0, 0, 0};
+    l3__stack_buffer buffer;
+    l3__reader       r   = l3__stack_reader(s, &buffer);
+    uint32_t         crc = 0;
+    int              code = l3__each_piece(s, 0, at, l3__crc_piece, &crc, err);
+    l3__crc_piece(&crc, zero, 4);
+    if (code == L3_OK) code = l3__each_piece(s, at + 4, s->size, l3__crc_piece, &crc, err);
+    const uint8_t *p = code == L3_OK ? l3__peek(&r, at, 4, err) : NULL;
+    if (!p) return code == L3_OK ? L3_ERR_IO : code;
+    if (l3__le32(p) == crc) return L3_OK;
+    return l3__fail(err, L3_ERR_CHECKSUM, at, "the file does not match its checksum l3.checksum.file");
+}
+
+/* One row block of a lookup layer against its checksum. */
+L3__FN int l3__verify_rows(const l3_lookup *l, uint32_t token, l3__reader *r, l3_error *err) {
+    const uint64_t row = l3_row_bytes(l->rows.type, l->rows.cols);
+    uint32_t       crc = 0;
+    const uint8_t *p   = l3__peek(r, l->offsets.offset + (uint64_t)token * 4, 8, err);
+    if (!p) return L3_ERR_IO;
+    const uint64_t from = l->rows.offset + row * l3__le32(p), to = l->rows.offset + row * l3__le32(p + 4);
+    if (from > to || to > l->rows.source->size) return l3__fail(err, L3_ERR_FORMAT, from, "the offsets have changed");
+    const int code = l3__each_piece(l->rows.source, from, to, l3__crc_piece, &crc, err);
+    if (code != L3_OK) return code;
+    if (!(p = l3__peek(r, l->checksums.offset + (uint64_t)token * 4, 4, err))) return L3_ERR_IO;
+    if (l3__le32(p) == crc) return L3_OK;
+    return l3__fail(err, L3_ERR_CHECKSUM, from, "the rows of token %u at byte %U do not match their checksum", token, from);
+}
+
+L3_API int l3_model_verify(const l3_model *m, l3_error *err) {
+    l3__stack_buffer buffer;
+    l3__reader       r    = l3__stack_reader(&m->source, &buffer);
+    int              code = L3_OK;
+    for (uint32_t i = 0; i < m->info.n_lookups; i++)
+        for (uint32_t t = 0; l3__present(&m->lookups[i].checksums) && t < m->info.vocab; t++)
+            if ((code = l3__verify_rows(&m->lookups[i], t, &r, err)) != L3_OK) return code;
+    return m->info.has_file_checksum ? l3__verify_file(m, err) : L3_OK;
+}
+
+/* >>layout -------------------------------------------------------------------------------------------------------- */
+
+struct l3_session {
+    const l3_model    *model;
+    l3_session_config  config; /* context and kv_type settled */
+    uint32_t           position;
+    size_t             kv_row;  /* bytes of one head's key or value at one position */
+    unsigned char     *kv;      /* (n_blocks, n_kv_heads, 2: key then value, context, kv_row) */
+    float             *logits;  /* (vocab,) */
+    double            *rope_rates; /* (rope_dims / 2,) radians a position */
+    l3_work            work;
+
+    /* What one forward pass is about, for each of its positions: (batch,). */
+    l3_session **owner;
+    uint32_t    *at;      /* position in the owner's text */
+    float      **wanted;  /* where this position's logits go, or NULL */
+
+    /* Scratch, (batch, ...). */
+    float *x, *normed, *out;             /* dim */
+    float *rope_sin, *rope_cos;          /* rope_dims / 2 */
+    float *q, *k, *v, *attended;         /* n_heads, n_kv_heads, n_kv_heads, n_heads times head_dim: while attending */
+    float *gate, *up;                    /* ffn_dim: in the feed-forward, on the same bytes; gate serves the head too */
+};
+
+/* Bytes of a KV cache row: whole blocks of its type, the last one of Q8_0 cut short where head_dim is no multiple of 32. */
+L3__FN size_t l3__kv_row_bytes(int type, uint32_t head_dim) {
+    if (type == L3_Q8_0) return (size_t)(head_dim / 32) * 34 + (head_dim % 32 ? 2 + head_dim % 32 : 0);
+    return (size_t)l3_row_bytes(type, head_dim);
+}
+
+/* The first row of a head's keys (which = 0) or values (1) in one block. */
+L3__FN unsigned char *l3__kv_rows(const l3_session *s, uint32_t block, uint32_t kv_head, uint32_t which) {
+    const size_t head = (size_t)block * s->model->info.n_kv_heads + kv_head;
+    return s->kv + (head * 2 + which) * s->config.context * s->kv_row;
+}
+
+L3__FN l3__widths l3__model_widths(const l3_model *m) {
+    l3__widths x = l3__lookup_widths(m->lookups, m->info.n_lookups);
+    l3__place  p;
+    if (x.vector < m->info.dim) x.vector = m->info.dim;
+    for (uint32_t i = 0; l3__place_at(m, i, &p); i++) l3__need_window(&x.window, p.tensor);
+    if (x.window && x.align < l3__align_of(&m->source)) x.align = l3__align_of(&m->source);
+    return x;
+}
+
+L3_API size_t l3_session_window_min(const l3_model *m) { return (size_t)l3__model_widths(m).window; }
+
+/* The scratch of attention, feed-forward and lookup layers, one over the other: they are never in use together. */
+L3__FN void l3__session_scratch(l3__arena *a, l3_session *s) {
+    const l3_info *x     = &s->model->info;
+    const uint64_t batch = s->work.batch, start = a->used;
+    const uint64_t q_dim = (uint64_t)x->n_heads * x->head_dim, kv_dim = (uint64_t)x->n_kv_heads * x->head_dim;
+    s->q        = (float *)l3__take(a, batch * q_dim, sizeof(float));
+    s->k        = (float *)l3__take(a, batch * kv_dim, sizeof(float));
+    s->v        = (float *)l3__take(a, batch * kv_dim, sizeof(float));
+    s->attended = (float *)l3__take(a, batch * q_dim, sizeof(float));
+    a->used     = start;
+    s->gate     = (float *)l3__take(a, batch * x->ffn_dim, sizeof(float));
+    s->up       = (float *)l3__take(a, batch * x->ffn_dim, sizeof(float));
+    a->used     = start;
+    l3__scratch_layout(a, &s->work);
+}
+
+/* Size and init in one: with base NULL it only counts. 0: the configuration cannot work. */
+L3__FN size_t l3__session_layout(l3_session *s, const l3_model *m, const l3_session_config *config, void *base) {
+    const l3_info   *x      = &m->info;
+    const l3__widths widths = l3__model_widths(m);
+    l3__arena        a      = {(unsigned char *)base, 0, 0, false};
+    uint64_t         kv;
+    (void)l3__take(&a, 1, sizeof *s);
+    memset(s, 0, sizeof *s);
+    s->model = m;
+    if (config) s->config = *config;
+    if (s->config.context == 0) s->config.context = x->context;
+    s->kv_row = l3__kv_row_bytes(s->config.kv_type, x->head_dim);
+    if (!l3__work_layout(&a, &s->work, m->lookups, x->n_lookups, &s->config.work, &widths)) return 0;
+    const uint64_t batch = s->work.batch;
+    if (!l3__mul((uint64_t)x->n_blocks * x->n_kv_heads * 2 * s->kv_row, s->config.context, &kv)) return 0;
+    s->kv         = (unsigned char *)l3__take(&a, kv, 1);
+    s->logits     = (float *)l3__take(&a, x->vocab, sizeof(float));
+    s->rope_rates = (double *)l3__take(&a, x->rope_dims / 2, sizeof(double));
+    s->owner      = (l3_session **)l3__take(&a, batch, sizeof(l3_session *));
+    s->at         = (uint32_t *)l3__take(&a, batch, sizeof(uint32_t));
+    s->wanted     = (float **)l3__take(&a, batch, sizeof(float *));
+    s->x          = (float *)l3__take(&a, batch * x->dim, sizeof(float));
+    s->normed     = (float *)l3__take(&a, batch * x->dim, sizeof(float));
+    s->out        = (float *)l3__take(&a, batch * x->dim, sizeof(float));
+    s->rope_sin   = (float *)l3__take(&a, batch * (x->rope_dims / 2), sizeof(float));
+    s->rope_cos   = (float *)l3__take(&a, batch * (x->rope_dims / 2), sizeof(float));
+    l3__session_scratch(&a, s);
+    return l3__arena_size(&a);
+}
+
+L3__FN int l3__check_session(const l3_model *m, const l3_session_config *c, l3_error *err) {
+    const size_t least = l3_session_window_min(m);
+    if (m->info.kind != L3_KIND_MODEL) return l3__fail(err, L3_ERR_UNSUPPORTED, 0, "the file holds no model that could run");
+    if (!c) return L3_OK;
+    if (c->context > m->info.context)
+        return l3__fail(err, L3_ERR_ARGUMENT, 0, "a context of %u; the model was made for at most %u", c->context,
+                        m->info.context);
+    if (c->kv_type != L3_F32 && c->kv_type != L3_F16 && c->kv_type != L3_Q8_0)
+        return l3__fail(err, L3_ERR_ARGUMENT, 0, "a KV cache of type %u; f32, f16 and q8_0 are right", (uint32_t)c->kv_type);
+    if (c->work.batch > 65536) return l3__fail(err, L3_ERR_ARGUMENT, 0, "a batch of %u; at most 65536 is right", c->work.batch);
+    if (c->work.window && c->work.window < least) return l3__window_error(err, c->work.window, least);
+    return L3_OK;
+}
+
+L3_API size_t l3_session_size(const l3_model *m, const l3_session_config *config) {
+    l3_session s;
+    return l3__check_session(m, config, NULL) == L3_OK ? l3__session_layout(&s, m, config, NULL) : 0;
+}
+
+L3_API int l3_session_init(l3_session **session, const l3_model *m, const l3_session_config *config, void *mem, size_t size,
+                           l3_error *err) {
+    int code = l3__check_session(m, config, err);
+    if (code == L3_OK) code = l3__check_block(mem, size, l3_session_size(m, config), err);
+    if (code != L3_OK) return code;
+    l3_session    *s = (l3_session *)mem;
+    const l3_info *x = &m->info;
+    (void)l3__session_layout(s, m, config, mem);
+    l3__work_reset(&s->work);
+    for (uint32_t i = 0; i < x->rope_dims / 2; i++)
+        s->rope_rates[i] = l3__exp(-2.0 * i / x->rope_dims * l3__log(x->rope_base));
+    memset(s->logits, 0, x->vocab * sizeof(float));
+    *session = s;
+    return L3_OK;
+}
+
+/* >>attention ----------------------------------------------------------------------------------------------------- */
+
+/* Sines and cosines for every position of the pass (RoPE: Su et al. 2021). */
+L3__FN void l3__rope_tables(l3_session *s, uint32_t n) {
+    const size_t half = s->model->info.rope_dims / 2;
+    for (uint32_t p = 0; p < n; p++)
+        for (size_t i = 0; i < half; i++)
+            l3__sincos(s->at[p] * s->rope_rates[i], &s->rope_sin[p * half + i], &s->rope_cos[p * half + i]);
+}
+
+/* Rotates adjacent pairs of the first rope_dims of each head; x (n_heads, head_dim) of pass position p. */
+L3__FN void l3__rope(const l3_session *s, float *x, uint32_t n_heads, uint32_t p) {
+    const uint32_t half = s->model->info.rope_dims / 2, head_dim = s->model->info.head_dim;
+    const float   *sine = s->rope_sin + (size_t)p * half, *cosine = s->rope_cos + (size_t)p * half;
+    for (uint32_t h = 0; h < n_heads; h++, x += head_dim)
+        for (uint32_t i = 0; i < half; i++) {
+            const float a = x[2 * i], b = x[2 * i + 1];
+            x[2 * i]     = a * cosine[i] - b * sine[i];
+            x[2 * i + 1] = a * sine[i] + b * cosine[i];
+        }
+}
+
+/* Keys and values of pass position p go to their owner's cache. */
+L3__FN void l3__store_kv(const l3_session *s, uint32_t block, uint32_t p) {
+    const l3_info    *x     = &s->model->info;
+    const l3_session *owner = s->owner[p];
+    for (uint32_t h = 0; h < x->n_kv_heads; h++) {
+        const size_t from = ((size_t)p * x->n_kv_heads + h) * x->head_dim, to = s->at[p] * owner->kv_row;
+        l3_pack(owner->config.kv_type, s->k + from, x->head_dim, l3__kv_rows(owner, block, h, 0) + to);
+        l3_pack(owner->config.kv_type, s->v + from, x->head_dim, l3__kv_rows(owner, block, h, 1) + to);
+    }
+}
+
+/* Positions that share one rescaling of the online softmax: multiples of it from the text's start, whatever the call. */
+#define L3__TILE 32u
+
+/* out (head_dim,) += the values of rows [0, n) weighted by w. */
+L3__FN void l3__add_values(const unsigned char *values, size_t row, l3__unpack_fn unpack, const float *w, uint32_t n,
+                           float *out, uint32_t head_dim) {
+    float v[32];
+    for (uint32_t t = 0; t < n; t++)
+        for (uint32_t i = 0; i < head_dim; i += 32) {
+            const uint32_t left = head_dim - i < 32 ? head_dim - i : 32;
+            unpack(values + t * row, i, left, v);
+            l3__add_scaled(out + i, v, w[t], left);
+        }
+}
+
+/* One head of one position over all positions up to its own, tile by tile. */
+L3__FN void l3__attend(const l3_session *s, uint32_t block, uint32_t p, uint32_t h) {
+    const l3_info       *x      = &s->model->info;
+    const l3_session    *owner  = s->owner[p];
+    const uint32_t       n      = s->at[p] + 1, kv_head = h / (x->n_heads / x->n_kv_heads);
+    const unsigned char *keys   = l3__kv_rows(owner, block, kv_head, 0), *values = l3__kv_rows(owner, block, kv_head, 1);
+    const float         *q      = s->q + ((size_t)p * x->n_heads + h) * x->head_dim;
+    float               *out    = s->attended + ((size_t)p * x->n_heads + h) * x->head_dim;
+    const float          scale  = 1.0f / l3__sqrtf((float)x->head_dim);
+    const l3__matmul_fn  scores = l3__matmul_for(owner->config.kv_type);
+    float                w[L3__TILE], peak = l3__as_float(0xff800000u), total = 0;
+    memset(out, 0, x->head_dim * sizeof *out);
+    for (uint32_t t = 0; t < n; t += L3__TILE) {
+        const uint32_t count = n - t < L3__TILE ? n - t : L3__TILE;
+        const size_t   skip  = t * owner->kv_row;
+        float          high  = peak;
+        scores(keys + skip, owner->kv_row, count, x->head_dim, q, 0, 1, w, 0);
+        for (uint32_t i = 0; i < count; i++) {
+            w[i] *= scale;
+            if (w[i] > high) high = w[i];
+        }
+        if (high > peak) {
+            const float shrink = l3__expf(peak - high);
+            for (uint32_t i = 0; i < x->head_dim; i++) out[i] *= shrink;
+            total *= shrink;
+            peak = high;
+        }
+        for (uint32_t i = 0; i < count; i++) total += w[i] = l3__expf(w[i] - peak);
+        l3__add_values(values + skip, owner->kv_row, l3__unpacker(owner->config.kv_type), w, count, out, x->head_dim);
+    }
+    for (uint32_t i = 0; i < x->head_dim; i++) out[i] /= total;
+}
+
+typedef struct l3__attend_job {
+    const l3_session *session;
+    uint32_t          block;
+} l3__attend_job;
+
+L3__FN void l3__attend_piece(void *arg, uint32_t i) {
+    const l3__attend_job *j       = (const l3__attend_job *)arg;
+    const uint32_t        n_heads = j->session->model->info.n_heads;
+    l3__attend(j->session, j->block, i / n_heads, i % n_heads);
+}
+
+/* Every head of n positions: small passes stay on this thread. */
+L3__FN void l3__attend_all(const l3_session *s, uint32_t block, uint32_t n) {
+    const l3_info *x       = &s->model->info;
+    l3__attend_job j       = {s, block};
+    uint64_t       work    = 0;
+    const l3_jobs  nowhere = {NULL, 0, NULL};
+    for (uint32_t p = 0; p < n; p++) work += (uint64_t)s->at[p] * x->n_heads * x->head_dim;
+    l3__run(work < 16384 ? &nowhere : &s->work.config.jobs, n * x->n_heads, l3__attend_piece, &j);
+}
+
+/* >>blocks -------------------------------------------------------------------------------------------------------- */
+
+/* out (n, dim) = rms(x) * weight. */
+L3__FN int l3__norm_all(l3_session *s, const l3_tensor *weight, const float *x, uint32_t n, float *out, l3_error *err) {
+    const uint32_t dim = s->model->info.dim;
+    const float   *w;
+    const int      code = l3__load_weight(&s->work, weight, &w, err);
+    for (uint32_t p = 0; code == L3_OK && p < n; p++)
+        l3__rms_norm(x + (size_t)p * dim, w, dim, s->model->info.rms_epsilon, out + (size_t)p * dim);
+    return code;
+}
+
+/* x += attention(norm(x)) */
+L3__FN int l3__attention_layer(l3_session *s, uint32_t b, uint32_t n, l3_error *err) {
+    const l3_info   *x = &s->model->info;
+    const l3__block *w = &s->model->blocks[b];
+    const uint32_t   d = x->dim, q_dim = x->n_heads * x->head_dim, kv_dim = x->n_kv_heads * x->head_dim;
+    int              code = l3__norm_all(s, &w->attn_norm, s->x, n, s->normed, err);
+    if (code == L3_OK) code = l3__matmul(&s->work, &w->attn_q, s->normed, d, n, s->q, q_dim, err);
+    if (code == L3_OK) code = l3__matmul(&s->work, &w->attn_k, s->normed, d, n, s->k, kv_dim, err);
+    if (code == L3_OK) code = l3__matmul(&s->work, &w->attn_v, s->normed, d, n, s->v, kv_dim, err);
+    if (code != L3_OK) return code;
+    for (uint32_t p = 0; p < n; p++) {
+        l3__rope(s, s->q + (size_t)p * q_dim, x->n_heads, p);
+        l3__rope(s, s->k + (size_t)p * kv_dim, x->n_kv_heads, p);
+        l3__store_kv(s, b, p);
+    }
+    l3__attend_all(s, b, n);
+    code = l3__matmul(&s->work, &w->attn_output, s->attended, q_dim, n, s->out, d, err);
+    if (code == L3_OK) l3__add_scaled(s->x, s->out, 1.0f, (size_t)n * d);
+    return code;
+}
+
+/* x += down(silu(gate(norm(x))) * up(norm(x))): SwiGLU (Shazeer 2020). */
+L3__FN int l3__feed_forward(l3_session *s, uint32_t b, uint32_t n, l3_error *err) {
+    const l3__block *w = &s->model->blocks[b];
+    const uint32_t   d = s->model->info.dim, f = s->model->info.ffn_dim;
+    int              code = l3__norm_all(s, &w->ffn_norm, s->x, n, s->normed, err);
+    if (code == L3_OK) code = l3__matmul(&s->work, &w->ffn_gate, s->normed, d, n, s->gate, f, err);
+    if (code == L3_OK) code = l3__matmul(&s->work, &w->ffn_up, s->normed, d, n, s->up, f, err);
+    for (size_t i = 0; code == L3_OK && i < (size_t)n * f; i++)
+        s->gate[i] = s->gate[i] / (1.0f + l3__expf(-s->gate[i])) * s->up[i];
+    if (code == L3_OK) code = l3__matmul(&s->work, &w->ffn_down, s->gate, f, n, s->out, d, err);
+    if (code == L3_OK) l3__add_scaled(s->x, s->out, 1.0f, (size_t)n * d);
+    return code;
+}
+
+/* Logits of the n rows of s->normed, which go to targets[i] (vocab,). Several positions share each read of the weights:
+ * the head runs over as many of its rows at a time as the feed-forward's scratch holds results for. */
+L3__FN int l3__head(l3_session *s, float *const *targets, uint32_t n, l3_error *err) {
+    const l3_model *m     = s->model;
+    const uint32_t  d     = m->info.dim, vocab = m->info.vocab, step = m->info.ffn_dim;
+    l3_tensor       part  = m->info.tied_head ? m->embedding : m->output;
+    const uint64_t  bytes = l3_row_bytes(part.type, part.cols);
+    if (n == 1) return l3__matmul(&s->work, &part, s->normed, d, 1, targets[0], vocab, err);
+    for (uint32_t r = 0; r < vocab; r += part.rows) {
+        part.rows      = vocab - r < step ? vocab - r : step;
+        const int code = l3__matmul(&s->work, &part, s->normed, d, n, s->gate, step, err);
+        if (code != L3_OK) return code;
+        for (uint32_t p = 0; p < n; p++)
+            memcpy(targets[p] + r, s->gate + (size_t)p * step, part.rows * sizeof(float));
+        part.offset += part.rows * bytes;
+        if (part.data) part.data = (const uint8_t *)part.data + part.rows * bytes;
+    }
+    return L3_OK;
+}
+
+/* The final norm and the head for the positions whose logits are wanted. */
+L3__FN int l3__logits_of(l3_session *s, uint32_t n, l3_error *err) {
+    const uint32_t d      = s->model->info.dim;
+    uint32_t       wanted = 0;
+    for (uint32_t p = 0; p < n; p++) {
+        if (!s->wanted[p]) continue;
+        s->wanted[wanted] = s->wanted[p];
+        if (wanted != p) memcpy(s->x + (size_t)wanted * d, s->x + (size_t)p * d, d * sizeof(float));
+        wanted++;
+    }
+    if (wanted == 0) return L3_OK;
+    const int code = l3__norm_all(s, &s->model->output_norm, s->x, wanted, s->normed, err);
+    return code == L3_OK ? l3__head(s, s->wanted, wanted, err) : code;
+}
+
+/* One pass over n <= batch positions, which owner, at and wanted describe. */
+L3__FN int l3__pass(l3_session *s, const int32_t *tokens, uint32_t n, l3_error *err) {
+    const l3_model *m    = s->model;
+    uint32_t        next = 0; /* lookup layer */
+    int             code = l3_lookup_begin(&s->work, tokens, n, err);
+    for (uint32_t p = 0; code == L3_OK && p < n; p++)
+        code = l3__load_row(&s->work, &m->embedding, (uint32_t)tokens[p], s->x + (size_t)p * m->info.dim, err);
+    if (code == L3_OK) l3__rope_tables(s, n);
+    for (uint32_t b = 0; code == L3_OK && b < m->info.n_blocks; b++) {
+        code = l3__check_progress(&s->work, err);
+        if (code == L3_OK) code = l3__attention_layer(s, b, n, err);
+        if (code == L3_OK) code = l3__feed_forward(s, b, n, err);
+        if (code == L3_OK && next < m->info.n_lookups && m->lookup_blocks[next] == b)
+            code = l3_lookup_forward(&s->work, next++, s->x, err);
+    }
+    if (code == L3_OK) code = l3__logits_of(s, n, err);
+    if (code != L3_OK) l3__chunk_drop(&s->work, &s->work.ahead);
+    return code;
+}
+
+/* >>calls --------------------------------------------------------------------------------------------------------- */
+
+L3__FN int l3__check_tokens(const l3_model *m, const int32_t *tokens, uint32_t n, l3_error *err) {
+    for (uint32_t i = 0; i < n; i++)
+        if (tokens[i] < 0 || (uint32_t)tokens[i] >= m->info.vocab)
+            return l3__fail(err, L3_ERR_TOKEN, 0, "token %u of this call is outside the vocabulary of %u", i, m->info.vocab);
+    return L3_OK;
+}
+
+L3__FN int l3__check_room(const l3_session *s, uint32_t n, l3_error *err) {
+    const uint32_t left = s->config.context - s->position;
+    if (n <= left) return L3_OK;
+    return l3__fail(err, L3_ERR_CONTEXT, 0, "%u tokens do not fit: the context of %u holds %u already", n, s->config.context,
+                    s->position);
+}
+
+L3_API int l3_prefill(l3_session *s, const int32_t *tokens, uint32_t n, float *all, l3_error *err) {
+    const uint32_t vocab = s->model->info.vocab, batch = s->work.batch;
+    if (n == 0) return l3__fail(err, L3_ERR_ARGUMENT, 0, "no tokens were given");
+    int code = l3__check_tokens(s->model, tokens, n, err);
+    if (code == L3_OK) code = l3__check_room(s, n, err);
+    for (uint32_t i = 0; code == L3_OK && i < n; i += batch) {
+        const uint32_t count = n - i < batch ? n - i : batch, after = n - i - count;
+        for (uint32_t p = 0; p < count; p++) {
+            s->owner[p]  = s;
+            s->at[p]     = s->position + i + p;
+            s->wanted[p] = all ? all + (size_t)(i + p) * vocab : i + p + 1 == n ? s->logits : NULL;
+        }
+        code = l3__pass(s, tokens + i, count, err);
+        if (code == L3_OK && after) l3_lookup_hint(&s->work, tokens + i + count, after < batch ? after : batch);
+    }
+    if (code != L3_OK) return code;
+    if (all) memcpy(s->logits, all + (size_t)(n - 1) * vocab, vocab * sizeof(float));
+    s->position += n;
+    return L3_OK;
+}
+
+L3_API int l3_decode(l3_session *s, int32_t token, l3_error *err) { return l3_prefill(s, &token, 1, NULL, err); }
+
+L3_API int l3_decode_batch(l3_session *const *sessions, const int32_t *tokens, uint32_t n, l3_error *err) {
+    if (n == 0) return l3__fail(err, L3_ERR_ARGUMENT, 0, "no sessions were given");
+    l3_session    *lead  = sessions[0];
+    const uint32_t batch = lead->work.batch;
+    int            code  = l3__check_tokens(lead->model, tokens, n, err);
+    for (uint32_t i = 0; code == L3_OK && i < n; i++) {
+        if (sessions[i]->model != lead->model)
+            return l3__fail(err, L3_ERR_ARGUMENT, 0, "session %u has another model than session 0", i);
+        for (uint32_t j = 0; j < i; j++)
+            if (sessions[j] == sessions[i]) return l3__fail(err, L3_ERR_ARGUMENT, 0, "session %u is given twice", i);
+        code = l3__check_room(sessions[i], 1, err);
+    }
+    for (uint32_t i = 0; code == L3_OK && i < n; i += batch) {
+        const uint32_t count = n - i < batch ? n - i : batch;
+        for (uint32_t p = 0; p < count; p++) {
+            lead->owner[p]  = sessions[i + p];
+            lead->at[p]     = sessions[i + p]->position;
+            lead->wanted[p] = sessions[i + p]->logits;
+        }
+        code = l3__pass(lead, tokens + i, count, err);
+    }
+    for (uint32_t i = 0; code == L3_OK && i < n; i++) sessions[i]->position++;
+    return code;
+}
+
+L3_API const float *l3_logits(const l3_session *s) { return s->logits; }
+L3_API uint32_t     l3_position(const l3_session *s) { return s->position; }
+L3_API uint32_t     l3_context(const l3_session *s) { return s->config.context; }
+L3_API l3_stats     l3_session_stats(const l3_session *s) { return s->work.stats; }
+
+L3_API int l3_truncate(l3_session *s, uint32_t n, l3_error *err) {
+    if (n > s->position) return l3__fail(err, L3_ERR_ARGUMENT, 0, "%u tokens cannot be kept of %u", n, s->position);
+    s->position = n;
+    return L3_OK;
+}
+
+L3_API void l3_session_hint(l3_session *s, const int32_t *tokens, uint32_t n) { l3_lookup_hint(&s->work, tokens, n); }
+
+/* >>snapshots ----------------------------------------------------------------------------------------------------- */
+
+/* "L3SN", then u32: version, kv_type, position, n_blocks, n_kv_heads, head_dim, vocab; u64 fingerprint; for each block, KV
+ * head, and key then value: `position` rows of the KV cache; logits as f32; u32 CRC-32 of all before it. */
+#define L3__SNAPSHOT_HEADER 40u
+
+L3__FN int l3__snapshot_header(const l3_session *s, uint8_t header[L3__SNAPSHOT_HEADER], l3_error *err) {
+    const l3_info *x         = &s->model->info;
+    const uint32_t fields[7] = {1, (uint32_t)s->config.kv_type, s->position, x->n_blocks, x->n_kv_heads, x->head_dim, x->vocab};
+    uint64_t       fingerprint;
+    const int      code = l3_model_fingerprint(s->model, &fingerprint, err);
+    memcpy(header, "L3SN", 4);
+    for (int i = 0; i < 7; i++) l3__put_le32(header + 4 + 4 * i, fields[i]);
+    l3__put_le64(header + 32, fingerprint);
+    return code;
+}
+
+L3_API uint64_t l3_session_save_size(const l3_session *s) {
+    const l3_info *x = &s->model->info;
+    return L3__SNAPSHOT_HEADER + (uint64_t)x->n_blocks * x->n_kv_heads * 2 * s->position * s->kv_row + (uint64_t)x->vocab * 4 + 4;
+}
+
+typedef struct l3__saving {
+    l3_write_fn write;
+    void       *user;
+    uint64_t    done;
+    uint32_t    crc;
+    l3_error   *err;
+} l3__saving;
+
+L3__FN int l3__save_bytes(l3__saving *out, const void *bytes, size_t n) {
+    const int io = n ? out->write(out->user, bytes, n) : 0;
+    if (io != 0) {
+        (void)l3__fail(out->err, L3_ERR_IO, out->done, "writing %U bytes of the snapshot at %U failed", (uint64_t)n, out->done);
+        if (out->err) out->err->io = io;
+        return L3_ERR_IO;
+    }
+    out->crc = l3_crc32(out->crc, bytes, n);
+    out->done += n;
+    return L3_OK;
+}
+
+L3_API int l3_session_save(const l3_session *s, l3_write_fn write, void *user, l3_error *err) {
+    const l3_info *x   = &s->model->info;
+    l3__saving     out = {write, user, 0, 0, err};
+    uint8_t        header[L3__SNAPSHOT_HEADER], word[4];
+    int            code = l3__snapshot_header(s, header, err);
+    if (code == L3_OK) code = l3__save_bytes(&out, header, sizeof header);
+    for (uint32_t i = 0; code == L3_OK && i < x->n_blocks * x->n_kv_heads * 2; i++)
+        code = l3__save_bytes(&out, l3__kv_rows(s, 0, i / 2, i % 2), s->position * s->kv_row);
+    for (uint32_t i = 0; code == L3_OK && i < x->vocab; i++) {
+        l3__put_le32(word, l3__as_bits(s->logits[i]));
+        code = l3__save_bytes(&out, word, 4);
+    }
+    l3__put_le32(word, out.crc);
+    return code == L3_OK ? l3__save_bytes(&out, word, 4) : code;
+}
+
+/* The header against this session, field by field; *position is the saved one. */
+L3__FN int l3__check_snapshot(const l3_session *s, const uint8_t *got, uint32_t *position, l3_error *err) {
+    uint8_t want[L3__SNAPSHOT_HEADER];
+    if (memcmp(got, "L3SN", 4) != 0 || l3__le32(got + 4) != 1)
+        return l3__fail(err, L3_ERR_FORMAT, 0, "this is no snapshot of version 1");
+    const int code = l3__snapshot_header(s, want, err);
+    *position      = l3__le32(got + 12);
+    memcpy(want + 12, got + 12, 4);
+    if (code != L3_OK) return code;
+    if (l3__le32(got + 8) != l3__le32(want + 8))
+        return l3__fail(err, L3_ERR_MISMATCH, 8, "the snapshot's KV cache has type %u, this session's %u", l3__le32(got + 8),
+                        l3__le32(want + 8));
+    if (memcmp(got, want, sizeof want) != 0) return l3__fail(err, L3_ERR_MISMATCH, 16, "the snapshot is of another model");
+    if (*position > s->config.context)
+        return l3__fail(err, L3_ERR_MISMATCH, 12, "the snapshot has %u tokens, this session room for %u", *position,
+                        s->config.context);
+    return L3_OK;
+}
+
+typedef struct l3__copying {
+    unsigned char *to;
+} l3__copying;
+
+L3__FN void l3__copy_piece(void *user, const uint8_t *p, size_t n) {
+    l3__copying *c = (l3__copying *)user;
+    memcpy(c->to, p, n);
+    c->to += n;
+}
+
+L3__FN int l3__load_kv(l3_session *s, const l3_source *in, uint64_t at, l3_error *err) {
+    const uint32_t n    = s->model->info.n_blocks * s->model->info.n_kv_heads * 2;
+    const uint64_t rows = s->position * (uint64_t)s->kv_row;
+    int            code = L3_OK;
+    for (uint32_t i = 0; code == L3_OK && i < n; i++, at += rows) {
+        l3__copying copy = {l3__kv_rows(s, 0, i / 2, i % 2)};
+        code             = l3__each_piece(in, at, at + rows, l3__copy_piece, &copy, err);
+    }
+    if (code != L3_OK) return code;
+    void       *logits = s->logits;
+    l3__copying copy   = {(unsigned char *)logits};
+    code               = l3__each_piece(in, at, at + (uint64_t)s->model->info.vocab * 4, l3__copy_piece, &copy, err);
+    for (uint32_t i = 0; i < s->model->info.vocab; i++) s->logits[i] = l3__as_float(l3__le32((const uint8_t *)logits + 4 * i));
+    return code;
+}
+
+/* A source that fails in the second pass only, after the checks, leaves the session empty. */
+L3_API int l3_session_load(l3_session *s, const l3_source *in, l3_error *err) {
+    l3__stack_buffer buffer;
+    uint32_t         position = 0, crc = 0;
+    const uint32_t   before = s->position;
+    int              code   = l3__check_source(in, err);
+    if (code != L3_OK) return code;
+    l3__reader     r = l3__stack_reader(in, &buffer);
+    const uint8_t *p = l3__peek(&r, 0, L3__SNAPSHOT_HEADER, err);
+    if (!p) return err ? err->code : L3_ERR_FORMAT;
+    if ((code = l3__check_snapshot(s, p, &position, err)) != L3_OK) return code;
+    s->position         = position;
+    const uint64_t size = l3_session_save_size(s);
+    s->position         = before;
+    if (in->size < size) return l3__fail(err, L3_ERR_FORMAT, in->size, "the snapshot is cut short: it should have %U bytes", size);
+    if ((code = l3__each_piece(in, 0, size - 4, l3__crc_piece, &crc, err)) != L3_OK) return code;
+    if (!(p = l3__peek(&r, size - 4, 4, err))) return L3_ERR_IO;
+    if (l3__le32(p) != crc) return l3__fail(err, L3_ERR_CHECKSUM, size - 4, "the snapshot does not match its checksum");
+    s->position = position;
+    code        = l3__load_kv(s, in, L3__SNAPSHOT_HEADER, err);
+    if (code != L3_OK) s->position = 0;
+    return code;
+}
+
+L3_API int l3_write_buffer(void *user, const void *bytes, size_t n) {
+    l3_buffer *b = (l3_buffer *)user;
+    if (n > b->size - b->used) return -1;
+    memcpy(b->bytes + b->used, bytes, n);
+    b->used += n;
+    return 0;
+}
+
+/* >>pieces -------------------------------------------------------------------------------------------------------- */
+
+enum { L3__NORMAL = 1, L3__UNKNOWN = 2, L3__CONTROL = 3, L3__USER_DEFINED = 4, L3__UNUSED_TYPE = 5, L3__BYTE = 6 };
+#define L3__PIECE_TYPES (1u << L3__NORMAL | 1u << L3__UNUSED_TYPE) /* what plain text can become */
+
+/* A node of the list of symbols that a run of text is merged from. */
+typedef struct l3__symbol {
+    uint32_t start, length; /* bytes of the run */
+    uint32_t before, after; /* neighbours, UINT32_MAX at the ends */
+    int32_t  id;            /* its piece, or -1 */
+} l3__symbol;
+
+/* A pair of neighbours that make a piece. Out of date once either has changed, which its length tells. */
+typedef struct l3__merge {
+    float    score;
+    uint32_t left, length;
+    int32_t  id;
+} l3__merge;
+
+struct l3_tokenizer {
+    const l3_model *model;
+    l3__reader      reader;
+
+    /* For tokenizing. The index sorts the IDs of all pieces by a hash of their text. */
+    size_t     run;         /* longest run in bytes, the dummy space included; 0: decoding only */
+    uint32_t  *index;       /* (vocab,) ID and, above it, L3__TAG_BITS more of the hash */
+    uint32_t  *buckets;     /* (n_buckets + 1,) first entry of each */
+    uint32_t   n_buckets;   /* a power of two */
+    uint32_t   longest_special; /* bytes of the longest control or user-defined piece */
+    bool       has_user_defined;
+    int32_t    byte_ids[256]; /* -1: none */
+    uint8_t    starts[32];  /* bit set: first bytes of control and user-defined pieces */
+    uint8_t   *joins;       /* (8192,) bit set of 65536: some piece has these last bytes of characters side by side */
+    l3__symbol *symbols;    /* (run,) */
+    l3__merge  *heap;       /* (2 run,) best merge first */
+    uint32_t    n_symbols, n_heap;
+
+    /* For decoding. */
+    bool     first;         /* the next piece is the first of its text */
+    uint32_t n_held, n_text;
+    uint8_t *text;          /* (longest_piece + 8,) bytes held back, then what came */
+};
+
+#define L3__ID_BITS 20u
+#define L3__ID_MASK ((1u << L3__ID_BITS) - 1)
+
+L3__FN const uint8_t *l3__string_at(l3_tokenizer *t, uint64_t at, uint32_t *n, l3_error *err) {
+    const uint8_t *p = l3__peek(&t->reader, at, 8, err);
+    if (!p) return NULL;
+    const uint64_t length = l3__le64(p);
+    if (length > t->model->info.longest_piece) {
+        (void)l3__fail(err, L3_ERR_FORMAT, at, "a vocabulary piece has changed since the file was opened");
+        return NULL;
+    }
+    *n = (uint32_t)length;
+    return l3__peek(&t->reader, at + 8, *n, err);
+}
+
+/* The text of a token: from the nearest remembered place, over at most 15 others. NULL on failure. */
+L3__FN const uint8_t *l3__piece(l3_tokenizer *t, uint32_t id, uint32_t *n, l3_error *err) {
+    const l3_model *m  = t->model;
+    uint64_t        at = m->vocabulary.tokens_at + m->checkpoints[id / L3__CHECKPOINT];
+    for (uint32_t i = 0;; i++) {
+        const uint8_t *p = i == id % L3__CHECKPOINT ? l3__string_at(t, at, n, err) : l3__peek(&t->reader, at, 8, err);
+        if (!p || i == id % L3__CHECKPOINT) return p;
+        const uint64_t length = l3__le64(p);
+        at += 8 + (length < L3__MAX_PIECE ? length : L3__MAX_PIECE);
+    }
+}
+
+L3__FN float l3__score(l3_tokenizer *t, uint32_t id) {
+    const uint64_t at = t->model->vocabulary.scores_at;
+    const uint8_t *p  = at ? l3__peek(&t->reader, at + (uint64_t)id * 4, 4, NULL) : NULL;
+    return p ? l3__as_float(l3__le32(p)) : 0;
+}
+
+/* tokenizer.ggml.token_type; without it everything is text but what has a special ID. */
+L3__FN int l3__type(l3_tokenizer *t, uint32_t id) {
+    const l3_info *x  = &t->model->info;
+    const uint64_t at = t->model->vocabulary.types_at;
+    const uint8_t *p  = at ? l3__peek(&t->reader, at + (uint64_t)id * 4, 4, NULL) : NULL;
+    if (p) return (int)(l3__le32(p) & 0xff);
+    if ((int32_t)id == x->bos || (int32_t)id == x->eos) return L3__CONTROL;
+    return (int32_t)id == x->unknown ? L3__UNKNOWN : L3__NORMAL;
+}
+
+L3__FN int l3__hex(uint8_t c) {
+    return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+
+/* The byte that a piece like <0x0A> stands for, or -1. */
+L3__FN int l3__byte_of(const uint8_t *p, uint32_t n) {
+    if (n != 6 || memcmp(p, "<0x", 3) != 0 || p[5] != '>') return -1;
+    const int high = l3__hex(p[3]), low = l3__hex(p[4]);
+    return high < 0 || low < 0 ? -1 : high * 16 + low;
+}
+
+/* Bytes of the UTF-8 character at p, of which n are there; 1 for a byte that begins none; 0 if it is cut off. */
+L3__FN uint32_t l3__utf8_length(const uint8_t *p, size_t n) {
+    const uint32_t want = p[0] < 0x80 ? 1 : p[0] < 0xc2 ? 1 : p[0] < 0xe0 ? 2 : p[0] < 0xf0 ? 3 : p[0] < 0xf5 ? 4 : 1;
+    for (uint32_t i = 1; i < want; i++) {
+        if (i == n) return 0;
+        const bool second_bad = i == 1 && ((p[0] == 0xe0 && p[1] < 0xa0) || (p[0] == 0xed && p[1] > 0x9f) ||
+                                           (p[0] == 0xf0 && p[1] < 0x90) || (p[0] == 0xf4 && p[1] > 0x8f));
+        if ((p[i] & 0xc0) != 0x80 || second_bad) return 1;
+    }
+    return want;
+}
+
+/* >>bpe ----------------------------------------------------------------------------------------------------------- */
+
+/* Text is seen as the vocabulary writes it, a space as U+2581, without a copy: `front` is a dummy space before it. */
+typedef struct l3__text {
+    const uint8_t *bytes;
+    size_t         n;
+    bool           front;
+} l3__text;
+
+L3__FN uint8_t l3__text_at(const l3__text *x, size_t i) { return x->front ? (i == 0 ? ' ' : x->bytes[i - 1]) : x->bytes[i]; }
+L3__FN size_t  l3__text_size(const l3__text *x) { return x->n + (x->front ? 1 : 0); }
+
+static const uint8_t l3__space[3] = {0xe2, 0x96, 0x81}; /* U+2581 */
+
+L3__FN uint32_t l3__hash_byte(uint32_t h, uint8_t b) { return (h ^ b) * 0x01000193u; } /* FNV-1a */
+
+L3__FN uint32_t l3__hash_text(const l3__text *x, size_t from, uint32_t n) {
+    uint32_t h = 0x811c9dc5u;
+    for (size_t i = from; i < from + n; i++) {
+        const uint8_t b = l3__text_at(x, i);
+        for (int j = 0; b == ' ' && j < 3; j++) h = l3__hash_byte(h, l3__space[j]);
+        if (b != ' ') h = l3__hash_byte(h, b);
+    }
+    return h ^ h >> 15;
+}
+
+L3__FN uint32_t l3__hash_piece_text(const uint8_t *p, uint32_t n) {
+    const l3__text x = {p, n, false};
+    return l3__hash_text(&x, 0, n);
+}
+
+/* Whether n bytes of text are the piece's. */
+L3__FN bool l3__same_text(const l3__text *x, size_t from, uint32_t n, const uint8_t *piece, uint32_t length) {
+    uint32_t at = 0;
+    for (size_t i = from; i < from + n; i++) {
+        const uint8_t b    = l3__text_at(x, i);
+        const uint32_t size = b == ' ' ? 3 : 1;
+        if (length - at < size || memcmp(piece + at, b == ' ' ? l3__space : &b, size) != 0) return false;
+        at += size;
+    }
+    return at == length;
+}
+
+/* The lowest ID whose piece is this text and whose type is in `types` (bits), or -1. */
+L3__FN int32_t l3__find_piece(l3_tokenizer *t, const l3__text *x, size_t from, uint32_t n, uint32_t types) {
+    const uint32_t h = l3__hash_text(x, from, n), bucket = h & (t->n_buckets - 1);
+    for (uint32_t i = t->buckets[bucket]; i < t->buckets[bucket + 1]; i++) {
+        uint32_t       length;
+        const uint32_t id = t->index[i] & L3__ID_MASK;
+        if (t->index[i] >> L3__ID_BITS != h >> L3__ID_BITS || !(types >> (l3__type(t, id) & 31) & 1)) continue;
+        const uint8_t *p = l3__piece(t, id, &length, NULL);
+        if (p && l3__same_text(x, from, n, p, length)) return (int32_t)id;
+    }
+    return -1;
+}
+
+L3__FN bool l3__bit(const uint8_t *set, uint32_t i) { return set[i / 8] >> (i % 8) & 1; }
+L3__FN void l3__set_bit(uint8_t *set, uint32_t i) { set[i / 8] = (uint8_t)(set[i / 8] | 1u << (i % 8)); }
+
+/* What the index needs to know of one piece, besides its hash. */
+L3__FN void l3__note_piece(l3_tokenizer *t, uint32_t id, int type, const uint8_t *p, uint32_t n) {
+    const int byte = type == L3__BYTE ? l3__byte_of(p, n) : -1;
+    uint32_t  length, last = UINT32_MAX;
+    if (byte >= 0 && t->byte_ids[byte] < 0) t->byte_ids[byte] = (int32_t)id;
+    if (n && (type == L3__CONTROL || type == L3__USER_DEFINED)) {
+        if (type == L3__USER_DEFINED) t->has_user_defined = true;
+        if (t->longest_special < n) t->longest_special = n;
+        l3__set_bit(t->starts, n >= 3 && memcmp(p, l3__space, 3) == 0 ? ' ' : p[0]);
+        l3__set_bit(t->starts, p[0]);
+    }
+    for (uint32_t i = 0; i < n; i += length) {
+        length = l3__utf8_length(p + i, n - i);
+        if (length == 0) length = 1;
+        const uint32_t now = p[i + length - 1];
+        if (last != UINT32_MAX) l3__set_bit(t->joins, last << 8 | now);
+        last = now;
+    }
+}
+
+/* Calls of one pass over the vocabulary: counting buckets, then filling them. */
+L3__FN int l3__index_pass(l3_tokenizer *t, bool fill, l3_error *err) {
+    uint64_t at = t->model->vocabulary.tokens_at;
+    for (uint32_t id = 0, n; id < t->model->info.vocab; id++, at += 8 + n) {
+        const int      type  = l3__type(t, id); /* before the text: they share the reader's buffer */
+        const float    score = l3__score(t, id);
+        const uint8_t *p     = l3__string_at(t, at, &n, err);
+        if (!p) return err ? err->code : L3_ERR_IO;
+        const uint32_t h = l3__hash_piece_text(p, n), bucket = h & (t->n_buckets - 1);
+        if (fill) {
+            t->index[t->buckets[bucket]++] = (h & ~L3__ID_MASK) | id;
+            continue;
+        }
+        t->buckets[bucket + 1]++;
+        l3__note_piece(t, id, type, p, n);
+        if (!(score > -3e38f) || !(score < 3e38f))
+            return l3__fail(err, L3_ERR_FORMAT, at, "the score of token %u is no finite number", id);
+    }
+    return L3_OK;
+}
+
+/* Sorts the IDs into buckets by counting: starts shift by one place while they are filled, and back. */
+L3__FN int l3__build_index(l3_tokenizer *t, l3_error *err) {
+    memset(t->buckets, 0, ((size_t)t->n_buckets + 1) * sizeof *t->buckets);
+    memset(t->joins, 0, 8192);
+    memset(t->byte_ids, 0xff, sizeof t->byte_ids);
+    int code = l3__index_pass(t, false, err);
+    for (uint32_t i = 1; i <= t->n_buckets; i++) t->buckets[i] += t->buckets[i - 1];
+    if (code == L3_OK && t->buckets[t->n_buckets] == t->model->info.vocab) code = l3__index_pass(t, true, err);
+    for (uint32_t i = t->n_buckets; i > 0; i--) t->buckets[i] = t->buckets[i - 1];
+    t->buckets[0] = 0;
+    return code;
+}
+
+L3__FN bool l3__merge_before(const l3__merge *a, const l3__merge *b) {
+    return a->score > b->score || (a->score == b->score && a->left < b->left);
+}
+
+L3__FN void l3__heap_push(l3_tokenizer *t, l3__merge m) {
+    uint32_t i = t->n_heap++;
+    for (; i > 0 && l3__merge_before(&m, &t->heap[(i - 1) / 2]); i = (i - 1) / 2) t->heap[i] = t->heap[(i - 1) / 2];
+    t->heap[i] = m;
+}
+
+L3__FN l3__merge l3__heap_pop(l3_tokenizer *t) {
+    const l3__merge top = t->heap[0], last = t->heap[--t->n_heap];
+    uint32_t        i   = 0;
+    for (;;) {
+        uint32_t child = 2 * i + 1;
+        if (child >= t->n_heap) break;
+        if (child + 1 < t->n_heap && l3__merge_before(&t->heap[child + 1], &t->heap[child])) child++;
+        if (!l3__merge_before(&t->heap[child], &last)) break;
+        t->heap[i] = t->heap[child];
+        i          = child;
+    }
+    t->heap[i] = last;
+    return top;
+}
+
+/* Offers symbol `left` and its neighbour for merging, if together they are a piece. */
+L3__FN void l3__offer(l3_tokenizer *t, const l3__text *x, size_t from, uint32_t left) {
+    if (left == UINT32_MAX || t->symbols[left].after == UINT32_MAX) return;
+    const l3__symbol *a = &t->symbols[left], *b = &t->symbols[a->after];
+    l3__merge         m;
+    m.left   = left;
+    m.length = a->length + b->length;
+    m.id     = l3__find_piece(t, x, from + a->start, m.length, L3__PIECE_TYPES);
+    if (m.id < 0) return;
+    m.score = l3__score(t, (uint32_t)m.id);
+    l3__heap_push(t, m);
+}
+
+L3__FN void l3__merge_all(l3_tokenizer *t, const l3__text *x, size_t from) {
+    t->n_heap = 0;
+    for (uint32_t i = 0; i + 1 < t->n_symbols; i++) l3__offer(t, x, from, i);
+    while (t->n_heap) {
+        const l3__merge m = l3__heap_pop(t);
+        l3__symbol     *a = &t->symbols[m.left];
+        if (a->length == 0 || a->after == UINT32_MAX || a->length + t->symbols[a->after].length != m.length) continue;
+        l3__symbol *b = &t->symbols[a->after];
+        a->length     = m.length;
+        a->id         = m.id;
+        a->after      = b->after;
+        b->length     = 0;
+        if (a->after != UINT32_MAX) t->symbols[a->after].before = m.left;
+        l3__offer(t, x, from, a->before);
+        l3__offer(t, x, from, m.left);
+    }
+}
+
+typedef struct l3__ids {
+    int32_t *ids;
+    size_t   capacity, n;
+} l3__ids;
+
+L3__FN void l3__put_id(l3__ids *out, int32_t id) {
+    if (out->n < out->capacity) out->ids[out->n] = id;
+    out->n++;
+}
+
+/* What is no piece goes through byte tokens, or where there are none is unknown. */
+L3__FN void l3__put_bytes(const l3_tokenizer *t, const l3__text *x, size_t from, uint32_t n, l3__ids *out) {
+    for (size_t i = from; i < from + n; i++) {
+        const uint8_t  b    = l3__text_at(x, i);
+        const uint32_t size = b == ' ' ? 3 : 1;
+        for (uint32_t j = 0; j < size; j++) {
+            const int32_t id = t->byte_ids[b == ' ' ? l3__space[j] : b];
+            if (id >= 0 || t->model->info.unknown >= 0) l3__put_id(out, id >= 0 ? id : t->model->info.unknown);
+        }
+    }
+}
+
+/* Merges the symbols of one run, which begins at `from`, and gives out their IDs. */
+L3__FN void l3__finish_run(l3_tokenizer *t, const l3__text *x, size_t from, l3__ids *out) {
+    if (t->n_symbols == 0) return;
+    t->symbols[t->n_symbols - 1].after = UINT32_MAX;
+    l3__merge_all(t, x, from);
+    for (uint32_t i = 0; i != UINT32_MAX; i = t->symbols[i].after) {
+        const l3__symbol *s  = &t->symbols[i];
+        const int32_t     id = s->id >= 0 ? s->id : l3__find_piece(t, x, from + s->start, s->length, L3__PIECE_TYPES);
+        if (id >= 0)
+            l3__put_id(out, id);
+        else
+            l3__put_bytes(t, x, from + s->start, s->length, out);
+    }
+    t->n_symbols = 0;
+}
+
+/* >>text ---------------------------------------------------------------------------------------------------------- */
+
+L3__FN uint32_t l3__char_length(const l3__text *x, size_t i) {
+    uint8_t bytes[4] = {0, 0, 0, 0};
+    size_t  n        = l3__text_size(x) - i;
+    if (n > 4) n = 4;
+    for (size_t j = 0; j < n; j++) bytes[j] = l3__text_at(x, i + j);
+    const uint32_t length = l3__utf8_length(bytes, n);
+    return length ? length : 1;
+}
+
+/* A text without special tokens inside. Runs end between characters that no piece has side by side: no merge could cross
+ * there, so each run is merged alone, and time is near linear in the text. */
+L3__FN int l3__tokenize_plain(l3_tokenizer *t, const l3__text *x, l3__ids *out, l3_error *err) {
+    const size_t size = l3__text_size(x);
+    size_t       from = 0;
+    uint32_t     last = 0, length;
+    t->n_symbols      = 0;
+    for (size_t i = 0; i < size; i += length) {
+        length              = l3__char_length(x, i);
+        const uint8_t  b    = l3__text_at(x, i + length - 1);
+        const uint32_t now  = b == ' ' ? l3__space[2] : b;
+        if (t->n_symbols && !l3__bit(t->joins, last << 8 | now)) {
+            l3__finish_run(t, x, from, out);
+            from = i;
+        }
+        if (i + length - from > t->run)
+            return l3__fail(err, L3_ERR_MEMORY, i, "a run of text is longer than the %U bytes this tokenizer was made for",
+                            (uint64_t)(t->run - 1));
+        const uint32_t k = t->n_symbols++;
+        l3__symbol    *s = &t->symbols[k];
+        s->start         = (uint32_t)(i - from);
+        s->length        = length;
+        s->before        = k ? k - 1 : UINT32_MAX;
+        s->after         = k + 1;
+        s->id            = -1;
+        last             = now;
+    }
+    l3__finish_run(t, x, from, out);
+    return L3_OK;
+}
+
+/* The longest control or user-defined piece at this place: its ID and length in text bytes, or -1. */
+L3__FN int32_t l3__special_at(l3_tokenizer *t, const uint8_t *text, size_t n, uint32_t types, uint32_t *length) {
+    const l3__text x = {text, n, false};
+    if (!l3__bit(t->starts, text[0])) return -1;
+    for (*length = n < t->longest_special ? (uint32_t)n : t->longest_special; *length > 0; --*length) {
+        const int32_t id = l3__find_piece(t, &x, 0, *length, types);
+        if (id >= 0) return id;
+    }
+    return -1;
+}
+
+/* A fragment between special tokens. */
+L3__FN int l3__tokenize_fragment(l3_tokenizer *t, const uint8_t *text, size_t n, bool front, l3__ids *out, l3_error *err) {
+    const l3__text x = {text, n, front && t->model->info.add_space_prefix};
+    return n ? l3__tokenize_plain(t, &x, out, err) : L3_OK;
+}
+
+L3_API int l3_tokenize(l3_tokenizer *t, const char *text, size_t length, int flags, int32_t *ids, size_t capacity, size_t *n,
+                       l3_error *err) {
+    const uint8_t *p     = (const uint8_t *)text;
+    l3__ids        out   = {ids, capacity, 0};
+    const uint32_t types = 1u << L3__USER_DEFINED | ((flags & L3_TEXT_SPECIAL) ? 1u << L3__CONTROL : 0);
+    bool           front = !(flags & L3_TEXT_CONTINUE);
+    size_t         from  = 0;
+    uint32_t       size;
+    int            code = L3_OK;
+    if (t->run == 0) return l3__fail(err, L3_ERR_ARGUMENT, 0, "this tokenizer was made for decoding only (run 0)");
+    if ((flags & L3_TEXT_BOS) && t->model->info.add_bos && t->model->info.bos >= 0) l3__put_id(&out, t->model->info.bos);
+    for (size_t i = 0; code == L3_OK && i < length && (types != 1u << L3__USER_DEFINED || t->has_user_defined);) {
+        const int32_t id = l3__special_at(t, p + i, length - i, types, &size);
+        if (id < 0) {
+            i++;
+            continue;
+        }
+        /* A user-defined piece is text, so what follows it goes on; after a control token a new text begins. */
+        const bool control = l3__type(t, (uint32_t)id) == L3__CONTROL;
+        if (!control && i == from && front && t->model->info.add_space_prefix)
+            code = l3__tokenize_fragment(t, (const uint8_t *)" ", 1, false, &out, err);
+        if (code == L3_OK) code = l3__tokenize_fragment(t, p + from, i - from, front, &out, err);
+        l3__put_id(&out, id);
+        front = control;
+        from = i += size;
+    }
+    if (code == L3_OK) code = l3__tokenize_fragment(t, p + from, length - from, front, &out, err);
+    *n = out.n;
+    if (code != L3_OK || out.n <= capacity) return code;
+    return l3__fail(err, L3_ERR_MEMORY, 0, "%U token IDs do not fit in %U", (uint64_t)out.n, (uint64_t)capacity);
+}
+
+L3__FN size_t l3__tokenizer_layout(l3_tokenizer *t, const l3_model *m, size_t run, void *base) {
+    const uint32_t align = l3__align_of(&m->source), vocab = m->info.vocab;
+    l3__arena      a     = {(unsigned char *)base, 0, 0, false};
+    (void)l3__take(&a, 1, sizeof *t);
+    memset(t, 0, sizeof *t);
+    t->model           = m;
+    t->run             = run ? run + 1 : 0;
+    t->first           = true;
+    t->reader.source   = &m->source;
+    t->reader.capacity = m->source.read ? ((size_t)m->info.longest_piece + 64 + 2 * align) / align * align : 0;
+    t->reader.buffer   = l3__take_aligned(&a, t->reader.capacity, align);
+    t->text            = (uint8_t *)l3__take(&a, (uint64_t)m->info.longest_piece + 8, 1);
+    if (!run) return l3__arena_size(&a);
+    if (t->run > UINT32_MAX / 2) return 0;
+    t->n_buckets = 1;
+    while (t->n_buckets < vocab / 4) t->n_buckets *= 2;
+    t->index   = (uint32_t *)l3__take(&a, vocab, sizeof *t->index);
+    t->buckets = (uint32_t *)l3__take(&a, (uint64_t)t->n_buckets + 1, sizeof *t->buckets);
+    t->joins   = (uint8_t *)l3__take(&a, 8192, 1);
+    t->symbols = (l3__symbol *)l3__take(&a, t->run, sizeof *t->symbols);
+    t->heap    = (l3__merge *)l3__take(&a, (uint64_t)t->run * 2, sizeof *t->heap);
+    return l3__arena_size(&a);
+}
+
+L3_API size_t l3_tokenizer_size(const l3_model *m, size_t run) {
+    l3_tokenizer t;
+    return m->info.has_tokenizer ? l3__tokenizer_layout(&t, m, run, NULL) : 0;
+}
+
+L3_API int l3_tokenizer_init(l3_tokenizer **tokenizer, const l3_model *m, size_t run, void *mem, size_t size, l3_error *err) {
+    if (!m->info.has_tokenizer)
+        return l3__fail(err, L3_ERR_UNSUPPORTED, 0, "the file has no tokenizer, or another than \"llama\" without normalization");
+    const int code = l3__check_block(mem, size, l3_tokenizer_size(m, run), err);
+    if (code != L3_OK) return code;
+    l3_tokenizer *t = (l3_tokenizer *)mem;
+    (void)l3__tokenizer_layout(t, m, run, mem);
+    *tokenizer = t;
+    return run ? l3__build_index(t, err) : L3_OK;
+}
+
+/* Appends a piece to t->text as text: U+2581 becomes a space, the first one of a text nothing. */
+L3__FN void l3__append_piece(l3_tokenizer *t, const uint8_t *p, uint32_t n) {
+    uint32_t i = t->first && t->model->info.add_space_prefix && n >= 3 && memcmp(p, l3__space, 3) == 0 ? 3 : 0;
+    while (i < n) {
+        const bool space     = n - i >= 3 && memcmp(p + i, l3__space, 3) == 0;
+        t->text[t->n_text++] = space ? ' ' : p[i];
+        i += space ? 3 : 1;
+    }
+}
+
+/* How many of n bytes at the end of a text begin a UTF-8 character that is not yet complete. */
+L3__FN uint32_t l3__incomplete(const uint8_t *p, uint32_t n) {
+    for (uint32_t back = 1; back <= 3 && back <= n; back++)
+        if (l3__utf8_length(p + n - back, back) == 0) return back;
+    return 0;
+}
+
+L3_API int l3_detokenize(l3_tokenizer *t, int32_t id, const char **text, size_t *n, l3_error *err) {
+    uint32_t length;
+    if (id < 0 || (uint32_t)id >= t->model->info.vocab)
+        return l3__fail(err, L3_ERR_TOKEN, 0, "token %u is outside the vocabulary of %u", (uint32_t)id, t->model->info.vocab);
+    memmove(t->text, t->text + t->n_text, t->n_held); /* bytes held back stand behind those given out last */
+    t->n_text        = t->n_held;
+    const int      type = l3__type(t, (uint32_t)id);
+    const uint8_t *p    = l3__piece(t, (uint32_t)id, &length, err);
+    if (!p) return err ? err->code : L3_ERR_IO;
+    const int byte = type == L3__BYTE ? l3__byte_of(p, length) : -1;
+    if (byte >= 0)
+        t->text[t->n_text++] = (uint8_t)(byte & 0xff);
+    else if (type != L3__CONTROL && type != L3__UNKNOWN)
+        l3__append_piece(t, p, length);
+    if (id == t->model->info.bos)
+        t->first = true;
+    else if (type != L3__CONTROL)
+        t->first = false;
+    t->n_held = l3__incomplete(t->text, t->n_text);
+    t->n_text -= t->n_held;
+    const void *bytes = t->text;
+    *text             = (const char *)bytes;
+    *n                = t->n_text;
+    return L3_OK;
+}
+
+L3_API void l3_detokenize_end(l3_tokenizer *t, const char **text, size_t *n) {
+    const void *bytes = t->text + t->n_text;
+    *text             = (const char *)bytes;
+    *n                = t->n_held;
+    t->n_held = t->n_text = 0;
+    t->first              = true;
+}
+
+L3_API int l3_token_piece(l3_tokenizer *t, int32_t id, const char **piece, size_t *n, float *score, int *type, l3_error *err) {
+    uint32_t length;
+    if (id < 0 || (uint32_t)id >= t->model->info.vocab)
+        return l3__fail(err, L3_ERR_TOKEN, 0, "token %u is outside the vocabulary of %u", (uint32_t)id, t->model->info.vocab);
+    if (score) *score = l3__score(t, (uint32_t)id);
+    if (type) *type = l3__type(t, (uint32_t)id);
+    const void *p = l3__piece(t, (uint32_t)id, &length, err);
+    if (!p) return err ? err->code : L3_ERR_IO;
+    if (piece) *piece = (const char *)p;
+    if (n) *n = length;
+    return L3_OK;
+}
+
+/* >>sample -------------------------------------------------------------------------------------------------------- */
+
+typedef struct l3__candidate {
+    float   logit;
+    int32_t id;
+} l3__candidate;
+
+struct l3_sampler {
+    l3_sampling    options;
+    uint32_t       vocab, capacity, n;
+    uint64_t       state;      /* of the generator */
+    l3__candidate *candidates; /* (capacity,) */
+    int32_t       *recent;     /* (repeat_last_n,) a ring */
+    int32_t       *sorted;     /* (repeat_last_n,) the same, by ID */
+    uint32_t       n_recent, next;
+};
+
+L3_API uint64_t l3_random(uint64_t *state) {
+    uint64_t z = *state += 0x9e3779b97f4a7c15u;
+    z          = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z          = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+L3_API l3_sampling l3_sampling_defaults(void) {
+    const l3_sampling s = {0.8f, 40, 0.95f, 0.05f, 1.0f, 64, 0};
+    return s;
+}
+
+L3__FN size_t l3__sampler_layout(l3_sampler *s, const l3_sampling *options, uint32_t vocab, void *base) {
+    l3__arena a = {(unsigned char *)base, 0, 0, false};
+    (void)l3__take(&a, 1, sizeof *s);
+    memset(s, 0, sizeof *s);
+    s->options    = *options;
+    s->vocab      = vocab;
+    s->state      = options->seed;
+    s->capacity   = options->top_k && options->top_k < vocab ? options->top_k : vocab;
+    if (!(options->temperature > 0)) s->capacity = 1;
+    s->candidates = (l3__candidate *)l3__take(&a, s->capacity, sizeof *s->candidates);
+    s->recent     = (int32_t *)l3__take(&a, options->repeat_last_n, sizeof *s->recent);
+    s->sorted     = (int32_t *)l3__take(&a, options->repeat_last_n, sizeof *s->sorted);
+    return l3__arena_size(&a);
+}
+
+L3__FN int l3__check_sampling(const l3_sampling *o, l3_error *err) {
+    if (!(o->temperature >= 0) || !(o->temperature < 1e6f) || !(o->top_p >= 0) || !(o->top_p <= 1) || !(o->min_p >= 0) ||
+        !(o->min_p <= 1) || !(o->repeat_penalty > 0) || !(o->repeat_penalty < 1e6f))
+        return l3__fail(err, L3_ERR_ARGUMENT, 0,
+                        "sampling: a temperature from 0, top-p and min-p from 0 to 1 and a penalty above 0 are right");
+    return L3_OK;
+}
+
+L3_API size_t l3_sampler_size(const l3_sampling *options, uint32_t vocab) {
+    l3_sampler s;
+    return l3__check_sampling(options, NULL) == L3_OK ? l3__sampler_layout(&s, options, vocab, NULL) : 0;
+}
+
+L3_API int l3_sampler_init(l3_sampler **sampler, const l3_sampling *options, uint32_t vocab, void *mem, size_t size,
+                           l3_error *err) {
+    int code = l3__check_sampling(options, err);
+    if (code == L3_OK) code = l3__check_block(mem, size, l3_sampler_size(options, vocab), err);
+    if (code != L3_OK) return code;
+    *sampler = (l3_sampler *)mem;
+    (void)l3__sampler_layout(*sampler, options, vocab, mem);
+    return L3_OK;
+}
+
+L3_API void l3_sampler_accept(l3_sampler *s, const int32_t *tokens, size_t n) {
+    const uint32_t room = s->options.repeat_last_n;
+    for (size_t i = 0; room && i < n; i++) {
+        s->recent[s->next] = tokens[i];
+        s->next            = (s->next + 1) % room;
+        if (s->n_recent < room) s->n_recent++;
+    }
+}
+
+L3__FN bool l3__better(const l3__candidate *a, const l3__candidate *b) {
+    return a->logit > b->logit || (a->logit == b->logit && a->id < b->id);
+}
+
+/* Restores the heap (worst candidate on top) below place i of the first n. */
+L3__FN void l3__sift(l3__candidate *heap, uint32_t n, uint32_t i) {
+    for (;;) {
+        uint32_t child = 2 * i + 1;
+        if (child >= n) return;
+        if (child + 1 < n && l3__better(&heap[child], &heap[child + 1])) child++;
+        if (!l3__better(&heap[i], &heap[child])) return;
+        const l3__candidate swap = heap[i];
+        heap[i]                  = heap[child];
+        heap[child]              = swap;
+        i                        = child;
+    }
+}
+
+/* Sorts the recent tokens by ID: there are few. */
+L3__FN void l3__sort_recent(l3_sampler *s) {
+    for (uint32_t i = 0; i < s->n_recent; i++) {
+        uint32_t j = i;
+        for (; j > 0 && s->sorted[j - 1] > s->recent[i]; j--) s->sorted[j] = s->sorted[j - 1];
+        s->sorted[j] = s->recent[i];
+    }
+}
+
+/* The `capacity` best of all tokens after the repetition penalty, best first. */
+L3__FN void l3__select(l3_sampler *s, const float *logits) {
+    const float    penalty = s->options.repeat_penalty;
+    const uint32_t n_recent = penalty < 1 || penalty > 1 ? s->n_recent : 0;
+    uint32_t       r = 0;
+    s->n             = 0;
+    if (n_recent) l3__sort_recent(s);
+    for (uint32_t id = 0; id < s->vocab; id++) {
+        l3__candidate c = {logits[id], (int32_t)id};
+        while (r < n_recent && s->sorted[r] < (int32_t)id) r++;
+        if (r < n_recent && s->sorted[r] == (int32_t)id) c.logit = c.logit > 0 ? c.logit / penalty : c.logit * penalty;
+        if (!(c.logit >= -3.4028235e38f)) continue; /* minus infinity, or NaN */
+        if (s->n < s->capacity) {
+            s->candidates[s->n++] = c;
+            if (s->n == s->capacity)
+                for (uint32_t i = s->n / 2; i-- > 0;) l3__sift(s->candidates, s->n, i);
+        } else if (l3__better(&c, &s->candidates[0])) {
+            s->candidates[0] = c;
+            l3__sift(s->candidates, s->n, 0);
+        }
+    }
+    if (s->n < s->capacity)
+        for (uint32_t i = s->n / 2; i-- > 0;) l3__sift(s->candidates, s->n, i);
+    for (uint32_t n = s->n; n > 1;) { /* the worst goes to the end */
+        const l3__candidate worst = s->candidates[0];
+        s->candidates[0]          = s->candidates[--n];
+        s->candidates[n]          = worst;
+        l3__sift(s->candidates, n, 0);
+    }
+}
+
+L3__FN float l3__relative(const l3_sampler *s, uint32_t i, float temperature) {
+    return l3__expf((s->candidates[i].logit - s->candidates[0].logit) / temperature);
+}
+
+/* Top-p, then min-p, at temperature 1: how many of the best stay, at least one. */
+L3__FN uint32_t l3__cut(const l3_sampler *s) {
+    float    total = 0, sum = 0;
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < s->n; i++) total += l3__relative(s, i, 1);
+    while (n < s->n && (n == 0 || s->options.top_p >= 1 || sum < s->options.top_p * total)) sum += l3__relative(s, n++, 1);
+    while (n > 1 && l3__relative(s, n - 1, 1) < s->options.min_p) n--;
+    return n;
+}
+
+L3_API int l3_sample(l3_sampler *s, const float *logits, int32_t *id, l3_error *err) {
+    const float temperature = s->options.temperature;
+    float       total = 0, sum = 0;
+    uint32_t    i = 0;
+    l3__select(s, logits);
+    if (s->n == 0 || !(s->candidates[0].logit <= 3.4028235e38f))
+        return l3__fail(err, L3_ERR_NUMBER, 0, "the highest of %u logits is not finite", s->vocab);
+    *id = s->candidates[0].id;
+    if (!(temperature > 0)) return L3_OK;
+    const uint32_t n = l3__cut(s);
+    for (uint32_t j = 0; j < n; j++) total += l3__relative(s, j, temperature);
+    const float draw = (float)(l3_random(&s->state) >> 40) * 5.9604644775390625e-8f * total; /* 2^-24 */
+    while (i + 1 < n && (sum += l3__relative(s, i, temperature)) <= draw) i++;
+    *id = s->candidates[i].id;
+    return L3_OK;
+}
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* L3_IMPLEMENTATION */
