@@ -318,6 +318,12 @@ L3__FN void l3__scan_name(l3__scan *s) {
     l3__scan_skip(s, n);
 }
 
+/* A metadata type; all that are unknown are 255. */
+L3__FN int l3__scan_type(l3__scan *s) {
+    const uint32_t type = l3__scan_u32(s);
+    return type <= L3_GGUF_F64 ? (int)type : 255;
+}
+
 /* Bytes of a number of a metadata type; 0 for strings, arrays and unknown types. */
 L3__FN uint32_t l3__gguf_size(int type) {
     static const uint8_t sizes[13] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
@@ -355,7 +361,7 @@ L3__FN void l3__scan_string(l3__scan *s, l3_gguf_key *k) {
 
 L3__FN void l3__scan_array(l3__scan *s, l3_gguf_key *k) {
     uint64_t bytes;
-    k->item_type         = (int)(l3__scan_u32(s) & 0xff);
+    k->item_type         = l3__scan_type(s);
     k->count             = l3__scan_u64(s);
     k->offset            = s->at;
     const uint32_t size  = l3__gguf_size(k->item_type);
@@ -388,7 +394,7 @@ L3__FN void l3__scan_key(l3__scan *s, const l3_gguf_visitor *v) {
     l3__scan_name(s);
     k.name            = s->name;
     const uint64_t at = s->at;
-    k.type            = (int)(l3__scan_u32(s) & 0xff);
+    k.type            = l3__scan_type(s);
     k.count           = 1;
     k.offset          = s->at;
     if (k.type == L3_GGUF_STRING)
@@ -398,7 +404,7 @@ L3__FN void l3__scan_key(l3__scan *s, const l3_gguf_visitor *v) {
     else if (l3__gguf_size(k.type))
         l3__scan_number(s, &k);
     else if (s->code == L3_OK)
-        s->code = l3__fail(s->err, L3_ERR_FORMAT, at, "key %s has the unknown value type %u", s->name, (uint32_t)k.type);
+        s->code = l3__fail(s->err, L3_ERR_FORMAT, at, "key %s has an unknown value type", s->name);
     if (s->code == L3_OK && v->key) s->code = v->key(v->user, &k);
     if (k.type == L3_GGUF_ARRAY) l3__scan_items(s, &k, v);
 }
@@ -472,7 +478,9 @@ typedef struct l3__block {
     l3_tensor attn_norm, attn_q, attn_k, attn_v, attn_output, ffn_norm, ffn_gate, ffn_up, ffn_down;
 } l3__block;
 
-/* Numbers from the keys with a model's prefix; 0 or the default where a key is absent. */
+#define L3__ABSENT (-2e6) /* below what any key may say */
+
+/* Numbers from the keys with a model's prefix; 0, L3__ABSENT or the default where a key is absent. */
 typedef struct l3__params {
     uint32_t vocab_size, context_length, embedding_length, block_count, feed_forward_length;
     uint32_t head_count, head_count_kv, key_length, value_length, rope_dims;
@@ -570,7 +578,8 @@ L3__FN bool l3__is_integer(const l3_gguf_key *k) {
 }
 L3__FN bool l3__is_float(const l3_gguf_key *k) { return k->type == L3_GGUF_F32 || k->type == L3_GGUF_F64; }
 L3__FN bool l3__is_text(const l3_gguf_key *k, const char *text) {
-    return k->type == L3_GGUF_STRING && k->text && k->count == strlen(text) && memcmp(k->text, text, k->count) == 0;
+    const size_t n = strlen(text);
+    return k->type == L3_GGUF_STRING && k->text && k->count == n && memcmp(k->text, text, n) == 0;
 }
 L3__FN bool l3__starts_with(const char *s, const char *prefix) { return strncmp(s, prefix, strlen(prefix)) == 0; }
 
@@ -601,6 +610,7 @@ L3__FN int l3__apply_rule(l3__keys *m, const l3__key_rule *rule, const l3_gguf_k
         return L3_OK;
     case L3__KEY_ZERO:
     case L3__KEY_ONE:
+        if (k->type == L3_GGUF_STRING || k->type == L3_GGUF_ARRAY) return l3__unsupported_key(m, k);
         return k->number == (rule->kind == L3__KEY_ONE ? 1 : 0) ? L3_OK : l3__unsupported_key(m, k);
     default: return L3_OK;
     }
@@ -760,6 +770,8 @@ L3__FN int l3__settle_shape(l3__keys *m) {
     if (!(p->rms_epsilon >= 1e-30))
         return l3__fail(m->err, L3_ERR_FORMAT, 0, "key %s.attention.layer_norm_rms_epsilon is missing or not above 0",
                         x->architecture);
+    if (p->norm_epsilon < 0 && p->norm_epsilon > L3__ABSENT)
+        return l3__fail(m->err, L3_ERR_FORMAT, 0, "key l3.lookup.norm_epsilon is below 0");
     x->rms_epsilon = (float)p->rms_epsilon;
     return L3_OK;
 }
@@ -802,7 +814,7 @@ L3__FN void l3__keys_init(l3__keys *m, l3_error *err) {
     m->err                   = err;
     m->params.rope_base      = 10000;
     m->params.score_scale    = 1;
-    m->params.norm_epsilon   = -1;
+    m->params.norm_epsilon   = L3__ABSENT;
     m->params.residual       = 1;
     m->info.bos              = 1;
     m->info.eos              = 2;
@@ -1154,14 +1166,12 @@ L3_API const l3_tensor *l3_model_tensor(const l3_model *m, uint32_t i, char name
     return NULL;
 }
 
-/* Calls piece for the bytes [from, to) of the file, in order. */
-L3__FN int l3__each_piece(const l3_source *s, uint64_t from, uint64_t to, void (*piece)(void *, const uint8_t *, size_t),
+/* Calls piece for the bytes [from, to) of the reader's source, in order. */
+L3__FN int l3__each_piece(l3__reader *r, uint64_t from, uint64_t to, void (*piece)(void *, const uint8_t *, size_t),
                           void *user, l3_error *err) {
-    l3__stack_buffer buffer;
-    l3__reader       r = l3__stack_reader(s, &buffer);
     while (from < to) {
         const size_t   n = to - from < L3_MAX_ALIGN ? (size_t)(to - from) : L3_MAX_ALIGN;
-        const uint8_t *p = l3__peek(&r, from, n, err);
+        const uint8_t *p = l3__peek(r, from, n, err);
         if (!p) return err ? err->code : L3_ERR_IO;
         piece(user, p, n);
         from += n;
@@ -1178,14 +1188,16 @@ L3__FN void l3__hash_piece(void *user, const uint8_t *p, size_t n) {
 }
 
 L3_API int l3_model_fingerprint(const l3_model *m, uint64_t *fingerprint, l3_error *err) {
-    l3__place p;
+    l3__stack_buffer buffer;
+    l3__reader       r = l3__stack_reader(&m->source, &buffer);
+    l3__place        p;
     *fingerprint = 0xcbf29ce484222325u;
-    int code     = l3__each_piece(&m->source, 0, m->data_start < m->source.size ? m->data_start : m->source.size,
-                                  l3__hash_piece, fingerprint, err);
+    int code     = l3__each_piece(&r, 0, m->data_start < m->source.size ? m->data_start : m->source.size, l3__hash_piece,
+                                  fingerprint, err);
     for (uint32_t i = 0; code == L3_OK && l3__place_at(m, i, &p); i++) {
         const uint64_t bytes = l3__tensor_bytes(p.tensor), n = bytes < 64 ? bytes : 64;
         if (p.tensor->source)
-            code = l3__each_piece(&m->source, p.tensor->offset, p.tensor->offset + n, l3__hash_piece, fingerprint, err);
+            code = l3__each_piece(&r, p.tensor->offset, p.tensor->offset + n, l3__hash_piece, fingerprint, err);
     }
     return code;
 }
@@ -1198,17 +1210,14 @@ L3__FN void l3__crc_piece(void *user, const uint8_t *p, size_t n) {
 }
 
 /* l3.checksum.file: over the whole file, its own four bytes taken as zero. */
-L3__FN int l3__verify_file(const l3_model *m, l3_error *err) {
-    const l3_source *s       = &m->source;
-    const uint64_t   at      = m->file_checksum_at;
-    const uint8_t    zero[4] = {0, 0, 0, 0};
-    l3__stack_buffer buffer;
-    l3__reader       r   = l3__stack_reader(s, &buffer);
-    uint32_t         crc = 0;
-    int              code = l3__each_piece(s, 0, at, l3__crc_piece, &crc, err);
+L3__FN int l3__verify_file(const l3_model *m, l3__reader *r, l3_error *err) {
+    const uint64_t at      = m->file_checksum_at;
+    const uint8_t  zero[4] = {0, 0, 0, 0};
+    uint32_t       crc     = 0;
+    int            code    = l3__each_piece(r, 0, at, l3__crc_piece, &crc, err);
     l3__crc_piece(&crc, zero, 4);
-    if (code == L3_OK) code = l3__each_piece(s, at + 4, s->size, l3__crc_piece, &crc, err);
-    const uint8_t *p = code == L3_OK ? l3__peek(&r, at, 4, err) : NULL;
+    if (code == L3_OK) code = l3__each_piece(r, at + 4, m->source.size, l3__crc_piece, &crc, err);
+    const uint8_t *p = code == L3_OK ? l3__peek(r, at, 4, err) : NULL;
     if (!p) return code == L3_OK ? L3_ERR_IO : code;
     if (l3__le32(p) == crc) return L3_OK;
     return l3__fail(err, L3_ERR_CHECKSUM, at, "the file does not match its checksum l3.checksum.file");
@@ -1222,7 +1231,7 @@ L3__FN int l3__verify_rows(const l3_lookup *l, uint32_t token, l3__reader *r, l3
     if (!p) return L3_ERR_IO;
     const uint64_t from = l->rows.offset + row * l3__le32(p), to = l->rows.offset + row * l3__le32(p + 4);
     if (from > to || to > l->rows.source->size) return l3__fail(err, L3_ERR_FORMAT, from, "the offsets have changed");
-    const int code = l3__each_piece(l->rows.source, from, to, l3__crc_piece, &crc, err);
+    const int code = l3__each_piece(r, from, to, l3__crc_piece, &crc, err);
     if (code != L3_OK) return code;
     if (!(p = l3__peek(r, l->checksums.offset + (uint64_t)token * 4, 4, err))) return L3_ERR_IO;
     if (l3__le32(p) == crc) return L3_OK;
@@ -1236,7 +1245,7 @@ L3_API int l3_model_verify(const l3_model *m, l3_error *err) {
     for (uint32_t i = 0; i < m->info.n_lookups; i++)
         for (uint32_t t = 0; l3__present(&m->lookups[i].checksums) && t < m->info.vocab; t++)
             if ((code = l3__verify_rows(&m->lookups[i], t, &r, err)) != L3_OK) return code;
-    return m->info.has_file_checksum ? l3__verify_file(m, err) : L3_OK;
+    return m->info.has_file_checksum ? l3__verify_file(m, &r, err) : L3_OK;
 }
 
 /* >>layout -------------------------------------------------------------------------------------------------------- */
@@ -1590,8 +1599,8 @@ L3__FN int l3__check_room(const l3_session *s, uint32_t n, l3_error *err) {
 L3_API int l3_prefill(l3_session *s, const int32_t *tokens, uint32_t n, float *all, l3_error *err) {
     const uint32_t vocab = s->model->info.vocab, batch = s->work.batch;
     if (n == 0) return l3__fail(err, L3_ERR_ARGUMENT, 0, "no tokens were given");
-    int code = l3__check_tokens(s->model, tokens, n, err);
-    if (code == L3_OK) code = l3__check_room(s, n, err);
+    int code = l3__check_room(s, n, err);
+    if (code == L3_OK) code = l3__check_tokens(s->model, tokens, n, err);
     for (uint32_t i = 0; code == L3_OK && i < n; i += batch) {
         const uint32_t count = n - i < batch ? n - i : batch, after = n - i - count;
         for (uint32_t p = 0; p < count; p++) {
@@ -1735,7 +1744,7 @@ L3__FN void l3__copy_piece(void *user, const uint8_t *p, size_t n) {
     c->to += n;
 }
 
-L3__FN int l3__load_kv(l3_session *s, const l3_source *in, uint64_t at, l3_error *err) {
+L3__FN int l3__load_kv(l3_session *s, l3__reader *in, uint64_t at, l3_error *err) {
     const uint32_t n    = s->model->info.n_blocks * s->model->info.n_kv_heads * 2;
     const uint64_t rows = s->position * (uint64_t)s->kv_row;
     int            code = L3_OK;
@@ -1766,11 +1775,11 @@ L3_API int l3_session_load(l3_session *s, const l3_source *in, l3_error *err) {
     const uint64_t size = l3_session_save_size(s);
     s->position         = before;
     if (in->size < size) return l3__fail(err, L3_ERR_FORMAT, in->size, "the snapshot is cut short: it should have %U bytes", size);
-    if ((code = l3__each_piece(in, 0, size - 4, l3__crc_piece, &crc, err)) != L3_OK) return code;
+    if ((code = l3__each_piece(&r, 0, size - 4, l3__crc_piece, &crc, err)) != L3_OK) return code;
     if (!(p = l3__peek(&r, size - 4, 4, err))) return L3_ERR_IO;
     if (l3__le32(p) != crc) return l3__fail(err, L3_ERR_CHECKSUM, size - 4, "the snapshot does not match its checksum");
     s->position = position;
-    code        = l3__load_kv(s, in, L3__SNAPSHOT_HEADER, err);
+    code        = l3__load_kv(s, &r, L3__SNAPSHOT_HEADER, err);
     if (code != L3_OK) s->position = 0;
     return code;
 }
@@ -1805,6 +1814,8 @@ typedef struct l3__merge {
 struct l3_tokenizer {
     const l3_model *model;
     l3__reader      reader;
+    l3_error       *err;  /* of the call under way */
+    int             code; /* its first failure to read the vocabulary */
 
     /* For tokenizing. The index sorts the IDs of all pieces by a hash of their text. */
     size_t     run;         /* longest run in bytes, the dummy space included; 0: decoding only */
@@ -1829,24 +1840,38 @@ struct l3_tokenizer {
 #define L3__ID_BITS 20u
 #define L3__ID_MASK ((1u << L3__ID_BITS) - 1)
 
-L3__FN const uint8_t *l3__string_at(l3_tokenizer *t, uint64_t at, uint32_t *n, l3_error *err) {
-    const uint8_t *p = l3__peek(&t->reader, at, 8, err);
-    if (!p) return NULL;
-    const uint64_t length = l3__le64(p);
+/* Every public call begins here. */
+L3__FN void l3__begin_call(l3_tokenizer *t, l3_error *err) {
+    t->err  = err;
+    t->code = L3_OK;
+}
+
+/* n bytes of the file, or NULL once anything has failed in this call: t->code tells in the end. */
+L3__FN const uint8_t *l3__look(l3_tokenizer *t, uint64_t at, size_t n) {
+    l3_error       own;
+    l3_error      *err = t->err ? t->err : &own;
+    const uint8_t *p   = t->code == L3_OK ? l3__peek(&t->reader, at, n, err) : NULL;
+    if (!p && t->code == L3_OK) t->code = err->code;
+    return p;
+}
+
+L3__FN const uint8_t *l3__string_at(l3_tokenizer *t, uint64_t at, uint32_t *n) {
+    const uint8_t *p      = l3__look(t, at, 8);
+    const uint64_t length = p ? l3__le64(p) : 0;
     if (length > t->model->info.longest_piece) {
-        (void)l3__fail(err, L3_ERR_FORMAT, at, "a vocabulary piece has changed since the file was opened");
+        t->code = l3__fail(t->err, L3_ERR_FORMAT, at, "a vocabulary piece has changed since the file was opened");
         return NULL;
     }
     *n = (uint32_t)length;
-    return l3__peek(&t->reader, at + 8, *n, err);
+    return l3__look(t, at + 8, *n);
 }
 
 /* The text of a token: from the nearest remembered place, over at most 15 others. NULL on failure. */
-L3__FN const uint8_t *l3__piece(l3_tokenizer *t, uint32_t id, uint32_t *n, l3_error *err) {
+L3__FN const uint8_t *l3__piece(l3_tokenizer *t, uint32_t id, uint32_t *n) {
     const l3_model *m  = t->model;
     uint64_t        at = m->vocabulary.tokens_at + m->checkpoints[id / L3__CHECKPOINT];
     for (uint32_t i = 0;; i++) {
-        const uint8_t *p = i == id % L3__CHECKPOINT ? l3__string_at(t, at, n, err) : l3__peek(&t->reader, at, 8, err);
+        const uint8_t *p = i == id % L3__CHECKPOINT ? l3__string_at(t, at, n) : l3__look(t, at, 8);
         if (!p || i == id % L3__CHECKPOINT) return p;
         const uint64_t length = l3__le64(p);
         at += 8 + (length < L3__MAX_PIECE ? length : L3__MAX_PIECE);
@@ -1855,7 +1880,7 @@ L3__FN const uint8_t *l3__piece(l3_tokenizer *t, uint32_t id, uint32_t *n, l3_er
 
 L3__FN float l3__score(l3_tokenizer *t, uint32_t id) {
     const uint64_t at = t->model->vocabulary.scores_at;
-    const uint8_t *p  = at ? l3__peek(&t->reader, at + (uint64_t)id * 4, 4, NULL) : NULL;
+    const uint8_t *p  = at ? l3__look(t, at + (uint64_t)id * 4, 4) : NULL;
     return p ? l3__as_float(l3__le32(p)) : 0;
 }
 
@@ -1863,7 +1888,7 @@ L3__FN float l3__score(l3_tokenizer *t, uint32_t id) {
 L3__FN int l3__type(l3_tokenizer *t, uint32_t id) {
     const l3_info *x  = &t->model->info;
     const uint64_t at = t->model->vocabulary.types_at;
-    const uint8_t *p  = at ? l3__peek(&t->reader, at + (uint64_t)id * 4, 4, NULL) : NULL;
+    const uint8_t *p  = at ? l3__look(t, at + (uint64_t)id * 4, 4) : NULL;
     if (p) return (int)(l3__le32(p) & 0xff);
     if ((int32_t)id == x->bos || (int32_t)id == x->eos) return L3__CONTROL;
     return (int32_t)id == x->unknown ? L3__UNKNOWN : L3__NORMAL;
@@ -1906,22 +1931,14 @@ L3__FN size_t  l3__text_size(const l3__text *x) { return x->n + (x->front ? 1 : 
 
 static const uint8_t l3__space[3] = {0xe2, 0x96, 0x81}; /* U+2581 */
 
-L3__FN uint32_t l3__hash_byte(uint32_t h, uint8_t b) { return (h ^ b) * 0x01000193u; } /* FNV-1a */
-
-L3__FN uint32_t l3__hash_text(const l3__text *x, size_t from, uint32_t n) {
-    uint32_t h = 0x811c9dc5u;
-    for (size_t i = from; i < from + n; i++) {
-        const uint8_t b = l3__text_at(x, i);
-        for (int j = 0; b == ' ' && j < 3; j++) h = l3__hash_byte(h, l3__space[j]);
-        if (b != ' ') h = l3__hash_byte(h, b);
-    }
-    return h ^ h >> 15;
+/* FNV-1a of a text as the vocabulary writes it, byte by byte. */
+#define L3__HASH_START 0x811c9dc5u
+L3__FN uint32_t l3__hash_byte(uint32_t h, uint8_t b) {
+    if (b != ' ') return (h ^ b) * 0x01000193u;
+    for (int j = 0; j < 3; j++) h = (h ^ l3__space[j]) * 0x01000193u;
+    return h;
 }
-
-L3__FN uint32_t l3__hash_piece_text(const uint8_t *p, uint32_t n) {
-    const l3__text x = {p, n, false};
-    return l3__hash_text(&x, 0, n);
-}
+L3__FN uint32_t l3__hash_end(uint32_t h) { return h ^ h >> 15; }
 
 /* Whether n bytes of text are the piece's. */
 L3__FN bool l3__same_text(const l3__text *x, size_t from, uint32_t n, const uint8_t *piece, uint32_t length) {
@@ -1935,17 +1952,23 @@ L3__FN bool l3__same_text(const l3__text *x, size_t from, uint32_t n, const uint
     return at == length;
 }
 
-/* The lowest ID whose piece is this text and whose type is in `types` (bits), or -1. */
-L3__FN int32_t l3__find_piece(l3_tokenizer *t, const l3__text *x, size_t from, uint32_t n, uint32_t types) {
-    const uint32_t h = l3__hash_text(x, from, n), bucket = h & (t->n_buckets - 1);
+/* The lowest ID whose piece is this text, with this hash, and whose type is in `types` (bits), or -1. */
+L3__FN int32_t l3__find_hashed(l3_tokenizer *t, const l3__text *x, size_t from, uint32_t n, uint32_t h, uint32_t types) {
+    const uint32_t bucket = h & (t->n_buckets - 1);
     for (uint32_t i = t->buckets[bucket]; i < t->buckets[bucket + 1]; i++) {
         uint32_t       length;
         const uint32_t id = t->index[i] & L3__ID_MASK;
         if (t->index[i] >> L3__ID_BITS != h >> L3__ID_BITS || !(types >> (l3__type(t, id) & 31) & 1)) continue;
-        const uint8_t *p = l3__piece(t, id, &length, NULL);
+        const uint8_t *p = l3__piece(t, id, &length);
         if (p && l3__same_text(x, from, n, p, length)) return (int32_t)id;
     }
     return -1;
+}
+
+L3__FN int32_t l3__find_piece(l3_tokenizer *t, const l3__text *x, size_t from, uint32_t n, uint32_t types) {
+    uint32_t h = L3__HASH_START;
+    for (size_t i = from; i < from + n; i++) h = l3__hash_byte(h, l3__text_at(x, i));
+    return l3__find_hashed(t, x, from, n, l3__hash_end(h), types);
 }
 
 L3__FN bool l3__bit(const uint8_t *set, uint32_t i) { return set[i / 8] >> (i % 8) & 1; }
@@ -1972,34 +1995,39 @@ L3__FN void l3__note_piece(l3_tokenizer *t, uint32_t id, int type, const uint8_t
 }
 
 /* Calls of one pass over the vocabulary: counting buckets, then filling them. */
-L3__FN int l3__index_pass(l3_tokenizer *t, bool fill, l3_error *err) {
+L3__FN int l3__index_pass(l3_tokenizer *t, bool fill) {
     uint64_t at = t->model->vocabulary.tokens_at;
     for (uint32_t id = 0, n; id < t->model->info.vocab; id++, at += 8 + n) {
         const int      type  = l3__type(t, id); /* before the text: they share the reader's buffer */
         const float    score = l3__score(t, id);
-        const uint8_t *p     = l3__string_at(t, at, &n, err);
-        if (!p) return err ? err->code : L3_ERR_IO;
-        const uint32_t h = l3__hash_piece_text(p, n), bucket = h & (t->n_buckets - 1);
+        const uint8_t *p     = l3__string_at(t, at, &n);
+        if (!p) return t->code;
+        uint32_t h = L3__HASH_START;
+        for (uint32_t i = 0; i < n; i++) h = l3__hash_byte(h, p[i]);
+        h                     = l3__hash_end(h);
+        const uint32_t bucket = h & (t->n_buckets - 1);
         if (fill) {
+            if (t->buckets[bucket] >= t->model->info.vocab)
+                return l3__fail(t->err, L3_ERR_FORMAT, at, "the vocabulary changes while it is read");
             t->index[t->buckets[bucket]++] = (h & ~L3__ID_MASK) | id;
             continue;
         }
         t->buckets[bucket + 1]++;
         l3__note_piece(t, id, type, p, n);
         if (!(score > -3e38f) || !(score < 3e38f))
-            return l3__fail(err, L3_ERR_FORMAT, at, "the score of token %u is no finite number", id);
+            return l3__fail(t->err, L3_ERR_FORMAT, at, "the score of token %u is no finite number", id);
     }
     return L3_OK;
 }
 
 /* Sorts the IDs into buckets by counting: starts shift by one place while they are filled, and back. */
-L3__FN int l3__build_index(l3_tokenizer *t, l3_error *err) {
+L3__FN int l3__build_index(l3_tokenizer *t) {
     memset(t->buckets, 0, ((size_t)t->n_buckets + 1) * sizeof *t->buckets);
     memset(t->joins, 0, 8192);
     memset(t->byte_ids, 0xff, sizeof t->byte_ids);
-    int code = l3__index_pass(t, false, err);
+    int code = l3__index_pass(t, false);
     for (uint32_t i = 1; i <= t->n_buckets; i++) t->buckets[i] += t->buckets[i - 1];
-    if (code == L3_OK && t->buckets[t->n_buckets] == t->model->info.vocab) code = l3__index_pass(t, true, err);
+    if (code == L3_OK) code = l3__index_pass(t, true);
     for (uint32_t i = t->n_buckets; i > 0; i--) t->buckets[i] = t->buckets[i - 1];
     t->buckets[0] = 0;
     return code;
@@ -2142,49 +2170,53 @@ L3__FN int l3__tokenize_plain(l3_tokenizer *t, const l3__text *x, l3__ids *out, 
 }
 
 /* The longest control or user-defined piece at this place: its ID and length in text bytes, or -1. */
-L3__FN int32_t l3__special_at(l3_tokenizer *t, const uint8_t *text, size_t n, uint32_t types, uint32_t *length) {
-    const l3__text x = {text, n, false};
-    if (!l3__bit(t->starts, text[0])) return -1;
-    for (*length = n < t->longest_special ? (uint32_t)n : t->longest_special; *length > 0; --*length) {
-        const int32_t id = l3__find_piece(t, &x, 0, *length, types);
-        if (id >= 0) return id;
+L3__FN int32_t l3__special_at(l3_tokenizer *t, const l3__text *x, size_t at, uint32_t types, uint32_t *length) {
+    const size_t   left = l3__text_size(x) - at;
+    const uint32_t most = left < t->longest_special ? (uint32_t)left : t->longest_special;
+    uint32_t       h    = L3__HASH_START;
+    int32_t        best = -1;
+    if (!l3__bit(t->starts, l3__text_at(x, at))) return -1;
+    for (uint32_t n = 1; n <= most; n++) {
+        h                = l3__hash_byte(h, l3__text_at(x, at + n - 1));
+        const int32_t id = l3__find_hashed(t, x, at, n, l3__hash_end(h), types);
+        if (id < 0) continue;
+        best    = id;
+        *length = n;
     }
-    return -1;
-}
-
-/* A fragment between special tokens. */
-L3__FN int l3__tokenize_fragment(l3_tokenizer *t, const uint8_t *text, size_t n, bool front, l3__ids *out, l3_error *err) {
-    const l3__text x = {text, n, front && t->model->info.add_space_prefix};
-    return n ? l3__tokenize_plain(t, &x, out, err) : L3_OK;
+    return best;
 }
 
 L3_API int l3_tokenize(l3_tokenizer *t, const char *text, size_t length, int flags, int32_t *ids, size_t capacity, size_t *n,
                        l3_error *err) {
-    const uint8_t *p     = (const uint8_t *)text;
-    l3__ids        out   = {ids, capacity, 0};
-    const uint32_t types = 1u << L3__USER_DEFINED | ((flags & L3_TEXT_SPECIAL) ? 1u << L3__CONTROL : 0);
-    bool           front = !(flags & L3_TEXT_CONTINUE);
-    size_t         from  = 0;
+    const void    *bytes    = text;
+    const bool     dummy    = t->model->info.add_space_prefix, controls = (flags & L3_TEXT_SPECIAL) != 0;
+    const uint32_t types    = 1u << L3__USER_DEFINED | (uint32_t)controls << L3__CONTROL;
+    l3__ids        out      = {ids, capacity, 0};
+    l3__text       x        = {(const uint8_t *)bytes, length, dummy && !(flags & L3_TEXT_CONTINUE)}; /* what is left */
     uint32_t       size;
     int            code = L3_OK;
+    l3__begin_call(t, err);
     if (t->run == 0) return l3__fail(err, L3_ERR_ARGUMENT, 0, "this tokenizer was made for decoding only (run 0)");
     if ((flags & L3_TEXT_BOS) && t->model->info.add_bos && t->model->info.bos >= 0) l3__put_id(&out, t->model->info.bos);
-    for (size_t i = 0; code == L3_OK && i < length && (types != 1u << L3__USER_DEFINED || t->has_user_defined);) {
-        const int32_t id = l3__special_at(t, p + i, length - i, types, &size);
+    for (size_t i = 0; code == L3_OK && (controls || t->has_user_defined) && x.n > 0 && i < l3__text_size(&x);) {
+        const int32_t id = l3__special_at(t, &x, i, types, &size);
         if (id < 0) {
             i++;
             continue;
         }
         /* A user-defined piece is text, so what follows it goes on; after a control token a new text begins. */
-        const bool control = l3__type(t, (uint32_t)id) == L3__CONTROL;
-        if (!control && i == from && front && t->model->info.add_space_prefix)
-            code = l3__tokenize_fragment(t, (const uint8_t *)" ", 1, false, &out, err);
-        if (code == L3_OK) code = l3__tokenize_fragment(t, p + from, i - from, front, &out, err);
+        const bool     control = l3__type(t, (uint32_t)id) == L3__CONTROL;
+        const size_t   front   = x.front ? 1 : 0;
+        const l3__text before  = {x.bytes, i > front ? i - front : 0, x.front && i > 0};
+        if (before.n > 0 || !control) code = l3__tokenize_plain(t, &before, &out, err);
         l3__put_id(&out, id);
-        front = control;
-        from = i += size;
+        x.bytes += i + size - front;
+        x.n -= i + size - front;
+        x.front = control && dummy;
+        i       = 0;
     }
-    if (code == L3_OK) code = l3__tokenize_fragment(t, p + from, length - from, front, &out, err);
+    if (code == L3_OK && x.n > 0) code = l3__tokenize_plain(t, &x, &out, err);
+    if (code == L3_OK) code = t->code;
     *n = out.n;
     if (code != L3_OK || out.n <= capacity) return code;
     return l3__fail(err, L3_ERR_MEMORY, 0, "%U token IDs do not fit in %U", (uint64_t)out.n, (uint64_t)capacity);
@@ -2226,8 +2258,10 @@ L3_API int l3_tokenizer_init(l3_tokenizer **tokenizer, const l3_model *m, size_t
     if (code != L3_OK) return code;
     l3_tokenizer *t = (l3_tokenizer *)mem;
     (void)l3__tokenizer_layout(t, m, run, mem);
-    *tokenizer = t;
-    return run ? l3__build_index(t, err) : L3_OK;
+    l3__begin_call(t, err);
+    const int built = run ? l3__build_index(t) : L3_OK;
+    if (built == L3_OK) *tokenizer = t;
+    return built;
 }
 
 /* Appends a piece to t->text as text: U+2581 becomes a space, the first one of a text nothing. */
@@ -2251,11 +2285,12 @@ L3_API int l3_detokenize(l3_tokenizer *t, int32_t id, const char **text, size_t 
     uint32_t length;
     if (id < 0 || (uint32_t)id >= t->model->info.vocab)
         return l3__fail(err, L3_ERR_TOKEN, 0, "token %u is outside the vocabulary of %u", (uint32_t)id, t->model->info.vocab);
-    memmove(t->text, t->text + t->n_text, t->n_held); /* bytes held back stand behind those given out last */
-    t->n_text        = t->n_held;
+    l3__begin_call(t, err);
     const int      type = l3__type(t, (uint32_t)id);
-    const uint8_t *p    = l3__piece(t, (uint32_t)id, &length, err);
-    if (!p) return err ? err->code : L3_ERR_IO;
+    const uint8_t *p    = l3__piece(t, (uint32_t)id, &length);
+    if (!p) return t->code;
+    memmove(t->text, t->text + t->n_text, t->n_held); /* bytes held back stand behind those given out last */
+    t->n_text      = t->n_held;
     const int byte = type == L3__BYTE ? l3__byte_of(p, length) : -1;
     if (byte >= 0)
         t->text[t->n_text++] = (uint8_t)(byte & 0xff);
@@ -2285,10 +2320,11 @@ L3_API int l3_token_piece(l3_tokenizer *t, int32_t id, const char **piece, size_
     uint32_t length;
     if (id < 0 || (uint32_t)id >= t->model->info.vocab)
         return l3__fail(err, L3_ERR_TOKEN, 0, "token %u is outside the vocabulary of %u", (uint32_t)id, t->model->info.vocab);
+    l3__begin_call(t, err);
     if (score) *score = l3__score(t, (uint32_t)id);
     if (type) *type = l3__type(t, (uint32_t)id);
-    const void *p = l3__piece(t, (uint32_t)id, &length, err);
-    if (!p) return err ? err->code : L3_ERR_IO;
+    const void *p = l3__piece(t, (uint32_t)id, &length);
+    if (!p) return t->code;
     if (piece) *piece = (const char *)p;
     if (n) *n = length;
     return L3_OK;

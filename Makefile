@@ -1,0 +1,65 @@
+# GNU make. `make help` lists the targets. CC and CFLAGS can be set: make CC=clang CFLAGS="-O2 -g". Without threads: make THREADS=
+CC      = cc
+CFLAGS  = -O2 -Wall -Wextra
+THREADS = -pthread -DL3_THREADS
+B       = build
+
+# What the code is written for, whatever CFLAGS says: no contraction, so that exact mode gives the same bits everywhere.
+L3FLAGS = -std=c99 -ffp-contract=off -D_POSIX_C_SOURCE=200809L -D_FILE_OFFSET_BITS=64 $(THREADS)
+COMPILE = $(CC) $(CFLAGS) $(L3FLAGS) $(CPPFLAGS) -MMD -MP
+LIBS    = -lm
+
+MODEL    = examples/models/stories-l3.gguf
+EXAMPLES = $(patsubst examples/%.c,$(B)/%,$(wildcard examples/*.c))
+TOOLS    = $(patsubst tools/l3_%.c,$(B)/l3-%,$(wildcard tools/l3_*.c))
+TESTS    = $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/test_*.c))
+SCRIPTS  = $(wildcard tests/test_*.sh)
+
+.PHONY: all run test native sanitize clean help
+.DELETE_ON_ERROR:
+
+## the examples (build/generate, ...) and the tools (build/l3-eval, build/l3-inspect, build/l3-bench)
+all: $(EXAMPLES) $(TOOLS)
+
+## build, and write a story with the model that is in the repository
+run: $(B)/generate
+	$(B)/generate $(MODEL) -p "Once upon a time" --stats
+
+## every test, seconds, nothing to download; the last line counts them
+test: all $(TESTS)
+	@BUILD=$(B) CC="$(CC)" sh tools/run_tests.sh $(TESTS) $(SCRIPTS)
+
+## everything for this machine only, in build/native
+native:
+	@$(MAKE) --no-print-directory B=build/native CFLAGS="-O2 -march=native -Wall -Wextra" all
+
+## the tests under the address and undefined-behaviour sanitizers
+sanitize:
+	@$(MAKE) --no-print-directory B=build/sanitize \
+	    CFLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all -Wall -Wextra" test
+
+## remove what was built
+clean:
+	rm -rf build
+
+## this list
+help:
+	@awk '/^## /{text = substr($$0, 4)} /^[a-z]+:/{if (text) {sub(/:.*/, ""); printf "make %-10s %s\n", $$0, text; text = ""}}' Makefile
+
+$(B)/%: examples/%.c | $(B)
+	$(COMPILE) -MF $@.d $< -o $@ $(LDFLAGS) $(LIBS)
+
+$(B)/l3-%: tools/l3_%.c | $(B)
+	$(COMPILE) -MF $@.d $< -o $@ $(LDFLAGS) $(LIBS)
+
+$(B)/tests/%.o: tests/%.c | $(B)/tests
+	$(COMPILE) -MF $@.d -c $< -o $@
+
+$(B)/tests/test_%: tests/test_%.c $(B)/tests/ref.o $(B)/tests/make_model.o | $(B)/tests
+	$(COMPILE) -MF $@.d $< $(B)/tests/ref.o $(B)/tests/make_model.o -o $@ $(LDFLAGS) $(LIBS)
+
+$(B) $(B)/tests:
+	mkdir -p $@
+
+.SECONDARY:
+-include $(wildcard $(B)/*.d $(B)/tests/*.d)

@@ -1,0 +1,52 @@
+#!/bin/sh
+# The plain C path gives the same bits on every IEEE-754 machine: builds tests/portable.c for each that has a compiler and an
+# emulator here, and compares what it prints with the host's. Absent ones are skipped and named.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+work=$(mktemp -d) || exit 1
+trap 'wineserver -k 2>/dev/null; rm -rf "$work"' EXIT
+passed=0 failed=0 skipped=0
+# gnu99, as -std=c99 makes gcc compute floats in double on s390x (FLT_EVAL_METHOD 1).
+flags="-std=gnu99 -O2 -ffp-contract=off -D_FILE_OFFSET_BITS=64"
+model=examples/models/stories-l3.gguf
+
+${CC:-cc} $flags tests/portable.c -o "$work/host" && "$work/host" $model >"$work/expect" || exit 1
+cat "$work/expect" >&2
+
+compare() { # name, compiler, runner ("" for none)
+    name=$1 cc=$2 run=$3
+    set -- $cc
+    compiler=$1
+    set -- $run
+    if ! command -v "$compiler" >/dev/null 2>&1 || { [ $# -gt 0 ] && ! command -v "$1" >/dev/null 2>&1; }; then
+        skipped=$((skipped + 1))
+        echo "skipped: $name needs $compiler${1:+ and $1}" >&2
+        return
+    fi
+    if $cc $flags tests/portable.c -o "$work/other.exe" >"$work/log" 2>&1 &&
+        timeout 600 $run "$work/other.exe" $model >"$work/got" 2>>"$work/log" && tr -d '\r' <"$work/got" | cmp -s - "$work/expect"; then
+        passed=$((passed + 1))
+        echo "same: $name" >&2
+    else
+        failed=$((failed + 1))
+        echo "FAILED: $name" >&2
+        cat "$work/log" "$work/got" >&2
+    fi
+}
+
+compare "x86-64, gcc -O0" "gcc -O0" ""
+compare "x86-64, gcc -O3 -march=native" "gcc -O3 -march=native" ""
+compare "x86-64, clang" clang ""
+compare "i686, SSE2" "gcc -m32 -msse2 -mfpmath=sse -idirafter /usr/include/x86_64-linux-gnu" ""
+compare "AArch64, Cortex-A53" "aarch64-linux-gnu-gcc -static" "qemu-aarch64 -cpu cortex-a53"
+compare "AArch64, max" "aarch64-linux-gnu-gcc -static" "qemu-aarch64 -cpu max"
+compare "Armv7 hard float" "arm-linux-gnueabihf-gcc -static -march=armv7-a -mfpu=neon-vfpv4" "qemu-arm -cpu cortex-a7"
+compare "RISC-V 64" "riscv64-linux-gnu-gcc -static" qemu-riscv64
+compare "s390x, big-endian" "s390x-linux-gnu-gcc -static" qemu-s390x
+compare "PowerPC, 32-bit big-endian" "powerpc-linux-gnu-gcc -static" qemu-ppc
+WINEPREFIX="$work/wine" WINEDEBUG=-all
+export WINEPREFIX WINEDEBUG
+compare "Windows x86-64, wine" "x86_64-w64-mingw32-gcc -static" wine
+
+echo "cross: $passed passed, $failed failed, $skipped skipped"
+[ $failed = 0 ]

@@ -1,0 +1,361 @@
+#!/bin/sh
+# The command lines of generate and the tools: exit codes, what goes where, the same text whatever the plumbing, known
+# numbers, bad files, and the examples. Needs the programs in $BUILD; fixtures in $L3_FIXTURES where they are there.
+# shellcheck disable=SC2016 # conditions are evaluated later, by check
+set -u
+cd "$(dirname "$0")/.." || exit 1
+build=${BUILD:-build}
+fixtures=${L3_FIXTURES:-../shared/fixtures}
+model=examples/models/stories-l3.gguf
+work=$(mktemp -d) || exit 1
+trap 'rm -rf "$work"' EXIT
+passed=0 failed=0 skipped=0
+
+# ---- the smallest harness ----
+
+run() { # command ...: its exit code in $rc, its output in $work/out and $work/err
+    "$@" >"$work/out" 2>"$work/err" </dev/null
+    rc=$?
+}
+check() { # name, command that must succeed
+    name=$1
+    shift
+    if "$@"; then
+        passed=$((passed + 1))
+    else
+        failed=$((failed + 1))
+        echo "FAILED: $name (exit code $rc)" >&2
+        head -c 300 "$work/err" >&2
+    fi
+}
+skip() {
+    skipped=$((skipped + 1))
+    echo "skipped: $1" >&2
+}
+lines() { [ "$(wc -l <"$work/$1")" -eq "$2" ]; }
+silent() { [ ! -s "$work/$1" ]; }
+says() { grep -q -e "$2" "$work/$1"; }
+ends() { [ "$rc" -eq "$1" ]; }
+refused() { ends "$1" && lines err 1 && silent out; }
+is_json() { ends 0 && python3 -m json.tool <"$work/out" >/dev/null; }
+near() { # file, pattern before the number, expected, tolerance (relative)
+    awk -v p="$2" -v want="$3" -v tol="$4" '{ for (i = 1; i < NF; i++) if ($i == p) got = $(i + 1) }
+        END { d = got / want - 1; exit !(d <= tol && d >= -tol) }' "$work/$1"
+}
+size_is() { [ "$(wc -c <"$1")" -eq "$2" ]; }
+
+# ---- usage ----
+
+usage() {
+    for tool in generate l3-eval l3-inspect l3-bench; do
+        run "$build/$tool" --help
+        check "$tool --help" eval 'ends 0 && silent err && says out "^usage: "'
+        run "$build/$tool"
+        check "$tool without arguments" refused 2
+        run "$build/$tool" "$model" --no-such-option
+        check "$tool --no-such-option" refused 2
+        run "$build/$tool" "$model" "$model"
+        check "$tool with two models" refused 2
+    done
+    while read -r arguments; do
+        # shellcheck disable=SC2086 # split on purpose
+        run "$build/generate" "$model" $arguments
+        check "generate $arguments" refused 2
+    done <<'END'
+-n x
+-n -1
+-n 99999999999
+-n
+-t nan
+-t 0x1
+-t -1
+--top-p 2
+--top-p=
+--source disk
+--cache 5X
+--cache 99999999999999999999
+-c 0
+-s abc
+-s 18446744073709551616
+--stats=1
+-p a -f b
+END
+    run "$build/l3-eval" "$model" --ids x.i32
+    check "l3-eval --ids without --logits" refused 2
+    run "$build/l3-eval" "$model" --text a --encode b
+    check "l3-eval with two tasks" refused 2
+    run "$build/l3-bench" "$model" -j 1,
+    check "l3-bench -j 1," refused 2
+}
+
+# ---- generate ----
+
+generate() { run "$build/generate" "$model" "$@"; }
+same_text() { # name, arguments: the text in $work/text once more
+    name=$1
+    shift
+    generate -p "Once upon a time" -n 60 -s 5 "$@"
+    check "$name gives the same text" eval 'ends 0 && cmp -s "$work/out" "$work/text"'
+}
+
+text() {
+    generate -p "Once upon a time" -n 60 -s 5
+    check "text on standard output" eval 'ends 0 && says out "^Once upon a time" && ! silent err'
+    cp "$work/out" "$work/text"
+    check "a newline ends the output" eval '[ "$(tail -c 1 "$work/text" | od -An -c | tr -d " ")" = "\\n" ]'
+    same_text "the same seed"
+    same_text "--source map" --source map
+    same_text "--source read" --source read
+    same_text "--source=read --cache 64K" --source=read --cache 64K
+    same_text "a cache of 2 MB" --source read --cache 2M
+    same_text "a small window" --source read --window 4K
+    same_text "two threads" -j2
+    same_text "three threads, read" -j 3 --source read
+    same_text "a smaller context" -c 80
+    generate -p "Once upon a time" -n 60 -s 6
+    check "another seed gives another text" eval '! cmp -s "$work/out" "$work/text"'
+    generate -p "Once upon a time" -n 60
+    seed=$(awk '/^seed / { print $2 }' "$work/err")
+    cp "$work/out" "$work/text"
+    generate -p "Once upon a time" -n 60 -s "$seed"
+    check "the seed that is printed gives the same text" eval 'cmp -s "$work/out" "$work/text"'
+    generate -p "Once upon a time" -n 60 -t 0 --exact --source read --kv f16
+    check "--exact --kv f16" eval 'ends 0 && says out "^Once upon a time"'
+    generate -p "Once upon a time" -n 60 -s 5 --top-k 0 --top-p 1 --min-p 0 --repeat-penalty 1.2 --repeat-last-n 32
+    check "every sampling option" eval 'ends 0 && says out "^Once upon a time"'
+    generate -p "" -n 8 -s 1
+    check "an empty prompt" eval 'ends 0 && ! silent out'
+}
+
+limits() {
+    generate -p "Once upon a time" -n 0 -s 1
+    check "-n 0 prints the prompt" eval 'ends 0 && [ "$(cat "$work/out")" = "Once upon a time" ]'
+    generate -p "Once upon a time" -n 9 -s 1 --quiet
+    check "--quiet" eval 'ends 0 && silent err'
+    generate -p "Once upon a time" -n 9 -s 1
+    check "says that -n ended it" says err "after 9 new tokens.*-n"
+    generate -p "Once upon a time" -c 16 -t 0
+    check "says that the context is full" eval 'ends 0 && says err "context is full"'
+    generate -p "Once upon a time" -c 4
+    check "a prompt that does not fit" refused_after_seed
+    generate -c 1000000 -s 1
+    check "a context that the model has not" refused 1
+    generate -s 1 --source read --window 16
+    check "a window that is too small" refused 1
+    generate -p "Once" -n 20 -s 1 --stats --cache 64K
+    check "--stats, and a cache without effect" eval 'says err "tokens/s" && says err "no effect"'
+    generate -p "Once" -n 20 -s 1 --stats --cache 2K --source read
+    check "a cache that is too small is reported" says err "cache .*smaller"
+    generate -p "Once" -n 20 -s 1 --stats --cache 1M --source read
+    check "a cache that works" eval 'says err "cache *[1-9]" && ! says err "no effect"'
+    printf 'Once upon a time' >"$work/prompt"
+    generate -f "$work/prompt" -n 9 -t 0 -s 1
+    cp "$work/out" "$work/text"
+    generate -p "Once upon a time" -n 9 -t 0 -s 1
+    check "-f and -p are the same" cmp -s "$work/out" "$work/text"
+    "$build/generate" "$model" -f - -n 9 -t 0 -s 1 <"$work/prompt" >"$work/out" 2>"$work/err"
+    check "-f - reads standard input" cmp -s "$work/out" "$work/text"
+    if [ -c /dev/full ]; then
+        "$build/generate" "$model" -p Once -s 1 >/dev/full 2>"$work/err"
+        rc=$?
+        check "a full disk under standard output" eval 'ends 1 && lines err 1'
+    else
+        skip "no /dev/full"
+    fi
+}
+refused_after_seed() { ends 1 && silent out && says err "context holds 4"; }
+
+greedy() {
+    if ! command -v python3 >/dev/null || [ ! -f "$fixtures/stories-l3.greedy.json" ]; then
+        skip "greedy texts: no fixtures or no python3"
+        return
+    fi
+    for i in 0 1 2; do
+        python3 - "$fixtures/stories-l3.greedy.json" $i "$work" <<'END'
+import json, sys
+case = json.load(open(sys.argv[1]))[int(sys.argv[2])]
+open(sys.argv[3] + "/prompt", "w").write(case["prompt"])
+open(sys.argv[3] + "/expect", "w").write(case["expect"] + "\n")
+END
+        run "$build/generate" "$fixtures/stories-l3.gguf" -f "$work/prompt" -n 120 -t 0
+        check "greedy text $i" cmp -s "$work/out" "$work/expect"
+    done
+    run "$build/generate" "$fixtures/stories260K/stories260K.gguf" -n 200 -t 0
+    check "greedy text of stories260K" eval '[ "$(head -c 400 "$work/out")" = "$(head -c 400 "$fixtures/stories260K/greedy200.txt")" ]'
+}
+
+# ---- l3-eval ----
+
+perplexity() {
+    printf 'Once upon a time there was a little dog.\n<|endoftext|>\n\n<|endoftext|>\nThe dog ran to the park. ' >"$work/text.txt"
+    run "$build/l3-eval" "$model" --text "$work/text.txt"
+    check "perplexity, one line" eval 'ends 0 && lines out 1 && says out "^perplexity [0-9.]* over [0-9]* tokens$"'
+    cp "$work/out" "$work/text"
+    for how in "--source read" "--source read --cache 64K" "-j 2" "-c 64"; do
+        # shellcheck disable=SC2086
+        run "$build/l3-eval" "$model" --text "$work/text.txt" $how
+        check "perplexity with $how" cmp -s "$work/out" "$work/text"
+    done
+    run "$build/l3-eval" "$model" --text "$work/text.txt" --window 1000
+    check "a window above the context" refused 1
+    printf '\n<|endoftext|>\n<|endoftext|>\n' >"$work/none.txt"
+    run "$build/l3-eval" "$model" --text "$work/none.txt" --window 8
+    check "a text that holds a newline only" eval 'ends 0 || refused 1'
+    run "$build/l3-eval" "$model" --text "$work/no-such-file"
+    check "a text that is not there" refused 1
+    if [ ! -f "$fixtures/stories_eval.txt" ]; then
+        skip "perplexity fixtures"
+        return
+    fi
+    run "$build/l3-eval" "$fixtures/stories-l3.gguf" --text "$fixtures/stories_eval.txt" --window 256
+    check "perplexity in windows of 256" eval 'near out perplexity 18.713424607609106 0.001 && says out "over 4632 tokens"'
+    run "$build/l3-eval" "$fixtures/stories-l3.gguf" --text "$fixtures/stories_eval.txt" --window 64
+    check "perplexity in windows of 64" eval 'near out perplexity 24.702730622939313 0.001 && says out "over 4632 tokens"'
+}
+
+logits() {
+    # tokens 1 432 443 261
+    printf '\001\000\000\000\260\001\000\000\273\001\000\000\005\001\000\000' >"$work/ids.i32"
+    run "$build/l3-eval" "$model" --ids "$work/ids.i32" --logits "$work/a.f32"
+    check "logits" eval 'ends 0 && silent out && size_is "$work/a.f32" 32768'
+    run "$build/l3-eval" "$model" --ids "$work/ids.i32" --logits "$work/b.f32" --source read -j 2
+    check "logits, read and in two threads" cmp -s "$work/a.f32" "$work/b.f32"
+    run "$build/l3-eval" "$model" --ids "$work/ids.i32" --logits -
+    check "logits on standard output" cmp -s "$work/out" "$work/a.f32"
+    ln -s a.f32 "$work/link.f32"
+    run "$build/l3-eval" "$model" --ids "$work/ids.i32" --logits "$work/link.f32" --exact
+    check "a link stays a link" eval 'ends 0 && [ -L "$work/link.f32" ]'
+    echo old >"$work/old.f32"
+    printf '\001\000\000\000\377\377\000\000' >"$work/bad.i32"
+    run "$build/l3-eval" "$model" --ids "$work/bad.i32" --logits "$work/old.f32"
+    check "a token outside the vocabulary keeps the old file" eval 'refused 1 && [ "$(cat "$work/old.f32")" = old ]'
+    run sh -c 'trap "" XFSZ; ulimit -f 8; exec "$0" "$@"' "$build/l3-eval" "$model" --ids "$work/ids.i32" --logits "$work/old.f32"
+    check "a full disk keeps the old file" eval 'refused 1 && [ "$(cat "$work/old.f32")" = old ]'
+    run "$build/l3-eval" "$model" --ids "$work/ids.i32" --logits "$work/no/such/folder.f32"
+    check "a folder that is not there" refused 1
+    run "$build/l3-eval" "$model" --ids "$work/ids.i32" --logits "$work/c.f32" -c 3
+    check "more tokens than the context holds" eval 'refused 1 && [ ! -e "$work/c.f32" ]'
+    printf '123' >"$work/odd.i32"
+    run "$build/l3-eval" "$model" --ids "$work/odd.i32" --logits "$work/c.f32"
+    check "IDs that are no whole number" refused 1
+    check "no temporary files are left" eval '! ls "$work" | grep -q tmp'
+    run "$build/l3-eval" "$model" --ids "$work/ids.i32" --logits /dev/null
+    check "a device is written in place" eval 'ends 0 && [ -c /dev/null ]'
+}
+
+encode() {
+    printf 'Once upon a time\n\n leading\ntwo  spaces\ntab\there\n<s> not special </s>\ntrailing \na' >"$work/lines"
+    cat >"$work/expect" <<'END'
+432 443 261 404
+
+1975 498 359 292
+913 1975 466 734 321
+670 1996 12 769
+1975 63 1984 65 382 723 1975 63 50 1984 65
+1056 1928 1975
+261
+END
+    run "$build/l3-eval" "$model" --encode "$work/lines"
+    check "encoding lines" eval 'ends 0 && cmp -s "$work/out" "$work/expect"'
+    "$build/l3-eval" "$model" --encode - <"$work/lines" >"$work/out" 2>"$work/err"
+    check "encoding standard input" cmp -s "$work/out" "$work/expect"
+    awk 'BEGIN { for (i = 0; i < 20000; i++) printf "x" }' >"$work/long"
+    run "$build/l3-eval" "$model" --encode "$work/long"
+    check "a word of 20000 letters" eval 'ends 0 && [ "$(wc -w <"$work/out")" -eq 20001 ]'
+    run "$build/l3-eval" "$model" --encode /dev/null
+    check "encoding nothing" eval 'ends 0 && silent out'
+}
+
+# ---- bad files, for every program ----
+
+bad_files() {
+    mkdir "$work/folder"
+    : >"$work/empty.gguf"
+    head -c 20 "$model" >"$work/head.gguf"
+    head -c 20000 "$model" >"$work/keys.gguf"
+    head -c 3000000 "$model" >"$work/data.gguf"
+    echo "no model at all, but long enough to be one" >"$work/text.gguf"
+    for file in no-such-file folder empty.gguf head.gguf keys.gguf data.gguf text.gguf; do
+        for program in "generate -s 1" "l3-eval --encode $work/lines" "l3-eval --text $work/lines" "l3-inspect" "l3-inspect --json --verify" "l3-bench -p 1 -n 1"; do
+            # shellcheck disable=SC2086
+            set -- $program
+            tool=$1
+            shift
+            run "$build/$tool" "$work/$file" "$@"
+            check "$tool $file" refused 1
+        done
+    done
+}
+
+# ---- l3-inspect, l3-bench, examples ----
+
+inspect() {
+    run "$build/l3-inspect" "$model" --verify
+    check "l3-inspect --verify" eval 'ends 0 && silent err && says out "^verified" && says out "5728640"'
+    run "$build/l3-inspect" "$model" -c 1000000
+    check "l3-inspect with too much context" eval 'ends 1 && lines err 1'
+    run "$build/l3-inspect" "$model" --text "$work/lines" --json
+    if command -v python3 >/dev/null; then check "l3-inspect --json" is_json; else skip "no python3 to read JSON"; fi
+    check "the JSON has what it should" eval 'says out "\"table_parameters\": 4194304" && says out "\"cases\": \[{"'
+}
+
+bench() {
+    run "$build/l3-bench" "$model" -j 1,2 -p 8,16 -n 4 -r 2 --source read --cache 64K --json
+    if command -v python3 >/dev/null; then check "l3-bench --json" is_json; else skip "no python3 to read JSON"; fi
+    check "four cases" eval '[ "$(grep -o prefill_tok_s "$work/out" | wc -l)" -eq 4 ] && says out "\"floor_gb_s\""'
+    for type in q8_0 q4_0 f16 bf16 f32; do
+        run env TMPDIR="$work" "$build/l3-bench" --synthetic 110M --dim 64 --blocks 2 --ffn 96 --heads 4 --kv-heads 2 --vocab 300 \
+            --rows 900 --k 20 --d-emb 32 --type $type -p 4 -n 4 -r 1
+        check "l3-bench --synthetic, $type" eval 'ends 0 && says out "^synthetic 110M"'
+    done
+    run env TMPDIR="$work" "$build/l3-bench" --synthetic 1.1B --dim 64 --blocks 1 --ffn 64 --heads 2 --kv-heads 1 --vocab 100 --lookups 0 -p 4 -n 4 -r 1
+    check "l3-bench --synthetic without lookups" ends 0
+    check "the synthetic model is removed" eval '! ls "$work" | grep -q l3-bench'
+    run "$build/l3-bench" "$model" -p 4000 --json
+    check "a prompt that does not fit" refused 1
+}
+
+examples() {
+    run "$build/flash_stream"
+    check "flash_stream" eval 'ends 0 && says out "^Once upon a time" && says out "^rows read"'
+    run "$build/flash_stream" "$work/no-such-file"
+    check "flash_stream without a file" refused 1
+    run "$build/snapshot"
+    check "snapshot" eval 'ends 0 && says out "identical"'
+    if [ -x "$build/layer" ]; then
+        run "$build/layer"
+        check "layer" ends 0
+    else
+        skip "no layer example"
+    fi
+}
+
+# ---- Ctrl-C ----
+
+stop() {
+    mkfifo "$work/pipe"
+    "$build/generate" "$model" -f "$work/pipe" -s 1 >"$work/out" 2>"$work/err" &
+    pid=$!
+    exec 3>"$work/pipe"
+    sleep 1 # until it waits
+    kill -INT $pid
+    wait $pid
+    rc=$?
+    exec 3>&-
+    check "Ctrl-C while reading the prompt" eval 'ends 1 && says err stopped'
+}
+
+usage
+text
+limits
+greedy
+perplexity
+logits
+encode
+bad_files
+inspect
+bench
+examples
+stop
+echo "tools: $passed passed, $failed failed, $skipped skipped"
+[ "$failed" -eq 0 ]
