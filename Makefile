@@ -3,9 +3,11 @@ CC      = cc
 CFLAGS  = -O2 -Wall -Wextra
 THREADS = -pthread -DL3_THREADS
 B       = build
+FUZZ_SECONDS = 240
 
-# What the code is written for, whatever CFLAGS says: no contraction, so that exact mode gives the same bits everywhere.
-L3FLAGS = -std=c99 -ffp-contract=off -D_POSIX_C_SOURCE=200809L -D_FILE_OFFSET_BITS=64 $(THREADS)
+# What the code is written for, whatever CFLAGS says: no contraction, so that exact mode gives the same bits everywhere; gnu99,
+# because with c99 gcc computes floats in double on s390x.
+L3FLAGS = -std=gnu99 -ffp-contract=off -D_POSIX_C_SOURCE=200809L -D_FILE_OFFSET_BITS=64 $(THREADS)
 COMPILE = $(CC) $(CFLAGS) $(L3FLAGS) $(CPPFLAGS) -MMD -MP
 LIBS    = -lm
 
@@ -15,7 +17,7 @@ TOOLS    = $(patsubst tools/l3_%.c,$(B)/l3-%,$(wildcard tools/l3_*.c))
 TESTS    = $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/test_*.c))
 SCRIPTS  = $(wildcard tests/test_*.sh)
 
-.PHONY: all run test native sanitize clean help
+.PHONY: all run test native sanitize cross fuzz fuzz-clang long clean help
 .DELETE_ON_ERROR:
 
 ## the examples (build/generate, ...) and the tools (build/l3-eval, build/l3-inspect, build/l3-bench)
@@ -38,6 +40,26 @@ sanitize:
 	@$(MAKE) --no-print-directory B=build/sanitize \
 	    CFLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all -Wall -Wextra" test
 
+## the plain C path gives the same bits on every machine that has a cross compiler and an emulator here
+cross:
+	@CC="$(CC)" sh tests/cross.sh
+
+## libFuzzer on loader, tokenizer and session for FUZZ_SECONDS (240); needs clang
+fuzz:
+	@if command -v clang >/dev/null; then $(MAKE) --no-print-directory fuzz-clang; else echo "skipped: fuzzing needs clang"; fi
+
+fuzz-clang: $(B)/tests/fuzz_seeds
+	clang -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -std=gnu99 -ffp-contract=off \
+	    tests/fuzz_model.c -o $(B)/fuzz_model
+	mkdir -p $(B)/corpus $(B)/seeds && $(B)/tests/fuzz_seeds $(B)/seeds
+	$(B)/fuzz_model -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=2048 -max_len=65536 -verbosity=0 \
+	    -print_final_stats=1 -artifact_prefix=$(B)/ $(B)/corpus $(B)/seeds
+
+## allocation over 100 million tokens, every corruption of a small file: minutes
+long: $(B)/tests/long_alloc $(B)/tests/test_bad_files
+	$(B)/tests/long_alloc
+	L3_LONG=1 $(B)/tests/test_bad_files
+
 ## remove what was built
 clean:
 	rm -rf build
@@ -57,6 +79,9 @@ $(B)/tests/%.o: tests/%.c | $(B)/tests
 
 $(B)/tests/test_%: tests/test_%.c $(B)/tests/ref.o $(B)/tests/make_model.o | $(B)/tests
 	$(COMPILE) -MF $@.d $< $(B)/tests/ref.o $(B)/tests/make_model.o -o $@ $(LDFLAGS) $(LIBS)
+
+$(B)/tests/fuzz_seeds $(B)/tests/long_alloc: $(B)/tests/%: tests/%.c $(B)/tests/make_model.o | $(B)/tests
+	$(COMPILE) -MF $@.d $< $(B)/tests/make_model.o -o $@ $(LDFLAGS) $(LIBS)
 
 $(B) $(B)/tests:
 	mkdir -p $@

@@ -244,7 +244,7 @@ typedef struct l3_lookup {
     bool     tied;         /* keys are the values: a row is one vector                                  */
     bool     query_norm, key_norm, layer_norm /* else RMS */, residual;
     float    score_scale;
-    float    norm_epsilon; /* of the query, key and up norms                                            */
+    float    norm_epsilon; /* of the query, key and up norms; above 0                                   */
 
     l3_tensor offsets; /* (1, vocab + 1) I32: rows of token t are offsets[t] ... offsets[t + 1] - 1     */
     l3_tensor rows;    /* (v, key_length [+ value_length unless tied]): key, then value                 */
@@ -292,13 +292,14 @@ typedef struct l3_stats {
     uint64_t row_bytes_read;    /* bytes read for them from sources, alignment included; 0 when mapped      */
     uint64_t row_reads;         /* calls of read or start for them                                         */
     uint64_t cache_hits;        /* row blocks found in the cache                                           */
+    uint64_t cache_misfits;     /* row blocks that the cache is too small to hold                          */
     uint64_t weight_bytes_read; /* bytes read for everything else; 0 when mapped                           */
 } l3_stats;
 
 typedef struct l3_work l3_work;
 
 /* Bytes of a work for layers[0 ... n_layers - 1], exact, or 0 if the configuration cannot work (l3_work_init says
- * why). The layers are not copied and must outlive the work. */
+ * why). The layers are not copied and must outlive the work; l3_lookup_check() must have passed them. */
 L3_API size_t l3_work_size(const l3_lookup *layers, uint32_t n_layers, const l3_work_config *config);
 /* The least config->window that works; 0 when everything is mapped. */
 L3_API size_t l3_work_window_min(const l3_lookup *layers, uint32_t n_layers);
@@ -306,10 +307,10 @@ L3_API size_t l3_work_window_min(const l3_lookup *layers, uint32_t n_layers);
 L3_API int l3_work_init(l3_work **work, const l3_lookup *layers, uint32_t n_layers, const l3_work_config *config,
                         void *mem, size_t size, l3_error *err);
 /* Tells which tokens come next, n <= batch: sorts them, hints their rows in every layer and starts the first read.
- * Call it as soon as they are known. */
+ * Call it as soon as they are known. n = 0 ends a read that is under way: the work's block may then be given up. */
 L3_API int l3_lookup_begin(l3_work *work, const int32_t *tokens, uint32_t n, l3_error *err);
 /* Runs layers[layer] for the tokens of the last begin. x: (n, key_length) in their order, in place.
- * Layers are best run in the order in which they were given. After an error, begin again. */
+ * Layers are best run in the order in which they were given. After an error x is as it was; begin again. */
 L3_API int l3_lookup_forward(l3_work *work, uint32_t layer, float *x, l3_error *err);
 /* Hints the rows of tokens that will come later, for example the rest of a prompt. Errors show when they are used. */
 L3_API void     l3_lookup_hint(l3_work *work, const int32_t *tokens, uint32_t n);
@@ -1732,6 +1733,7 @@ L3__FN unsigned char *l3__chunk_place(l3_work *w, l3__chunk *c, uint64_t bytes, 
     if (c->row == 0)
         c->entry = l3__cache_add(&w->cache, c->layer, w->groups[c->group].token, l3__window_for(t->source, bytes) + align);
     if (!c->entry) {
+        if (c->row == 0 && w->cache.size) w->stats.cache_misfits++;
         const uint32_t room = l3__rows_per_window(w, t);
         if (c->rows > room) c->rows = room;
         return w->window[slot];
@@ -1868,8 +1870,7 @@ L3_API int l3_lookup_begin(l3_work *w, const int32_t *tokens, uint32_t n, l3_err
     l3__chunk_drop(w, &w->ahead);
     w->n = w->n_groups = 0;
     w->planned         = UINT32_MAX;
-    if (n == 0 || n > w->batch)
-        return l3__fail(err, L3_ERR_ARGUMENT, 0, "%u tokens given; 1 to %u (the batch) are right", n, w->batch);
+    if (n > w->batch) return l3__fail(err, L3_ERR_ARGUMENT, 0, "%u tokens given; the batch is %u", n, w->batch);
     for (uint32_t i = 0; i < n; i++) {
         if (w->n_layers && (tokens[i] < 0 || (uint32_t)tokens[i] >= w->layers[0].vocab))
             return l3__fail(err, L3_ERR_TOKEN, 0, "token %u of this call is outside the vocabulary of %u", i,
@@ -1882,7 +1883,9 @@ L3_API int l3_lookup_begin(l3_work *w, const int32_t *tokens, uint32_t n, l3_err
     l3__group_positions(w);
     for (uint32_t layer = 0; layer < w->n_layers; layer++)
         for (uint32_t i = 0; i < w->n_groups; i++) l3__hint_token(w, layer, w->groups[i].token);
-    return l3__start_ahead(w, 0, err);
+    const int code = l3__start_ahead(w, 0, err);
+    if (code != L3_OK) w->n = 0;
+    return code;
 }
 
 /* >>forward ------------------------------------------------------------------------------------------------------- */
@@ -2208,7 +2211,7 @@ L3_API int l3_lookup_check(const l3_lookup *l, l3_error *err) {
     if (!l3__present(&l->up) && l->up_length != l->value_length)
         return l3__fail(err, L3_ERR_FORMAT, 0, "without lookup_up, up_length %u must equal value_length %u", l->up_length,
                         l->value_length);
-    if (!(l->norm_epsilon >= 0) || !(l->norm_epsilon < 1) || !(l->score_scale > -1e9f) || !(l->score_scale < 1e9f))
+    if (!(l->norm_epsilon > 0) || !(l->norm_epsilon < 1) || !(l->score_scale > -1e9f) || !(l->score_scale < 1e9f))
         return l3__fail(err, L3_ERR_FORMAT, 0, "the norm epsilon or the score scale is no usable number");
     const uint32_t width = l->tied ? l->key_length : l->key_length + l->value_length;
     l3__check_tensor(&c, &l->rows, "lookup_rows", l->row_count, width, false);

@@ -2190,7 +2190,7 @@ L3_API int l3_tokenize(l3_tokenizer *t, const char *text, size_t length, int fla
                        l3_error *err) {
     const void    *bytes    = text;
     const bool     dummy    = t->model->info.add_space_prefix, controls = (flags & L3_TEXT_SPECIAL) != 0;
-    const uint32_t types    = 1u << L3__USER_DEFINED | (uint32_t)controls << L3__CONTROL;
+    const uint32_t user     = 1u << L3__USER_DEFINED, special = user | (uint32_t)controls << L3__CONTROL;
     l3__ids        out      = {ids, capacity, 0};
     l3__text       x        = {(const uint8_t *)bytes, length, dummy && !(flags & L3_TEXT_CONTINUE)}; /* what is left */
     uint32_t       size;
@@ -2199,7 +2199,7 @@ L3_API int l3_tokenize(l3_tokenizer *t, const char *text, size_t length, int fla
     if (t->run == 0) return l3__fail(err, L3_ERR_ARGUMENT, 0, "this tokenizer was made for decoding only (run 0)");
     if ((flags & L3_TEXT_BOS) && t->model->info.add_bos && t->model->info.bos >= 0) l3__put_id(&out, t->model->info.bos);
     for (size_t i = 0; code == L3_OK && (controls || t->has_user_defined) && x.n > 0 && i < l3__text_size(&x);) {
-        const int32_t id = l3__special_at(t, &x, i, types, &size);
+        const int32_t id = l3__special_at(t, &x, i, x.front && i == 0 ? user : special, &size); /* a dummy is text */
         if (id < 0) {
             i++;
             continue;

@@ -88,7 +88,7 @@ static int start(device *d, l3_error *err) {
     config.kv_type     = L3_Q8_0;
     config.work.batch  = 4; /* the prompt runs in fours: each weight is read once for four tokens */
     config.work.window = 8 * 1024;
-    config.work.cache  = 64 * 1024;
+    config.work.cache  = 96 * 1024;
     if ((status = l3_model_size(&d->source, NULL, &d->model_size, err)) != L3_OK) return status;
     status = l3_model_open(&d->model, &d->source, NULL, take(d->model_size), d->model_size, err);
     if (status != L3_OK) return status;

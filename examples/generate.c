@@ -14,7 +14,7 @@
 typedef struct settings {
     const char *prompt, *file;
     uint32_t    count;
-    bool        stats, quiet;
+    bool        stats, quiet, show_seed;
     cli_setup   setup;
     l3_sampling sampling;
 } settings;
@@ -65,7 +65,7 @@ static const char *parse(settings *s, int argc, char **argv) {
     const cli_option number = {"-s", CLI_U64, &s->sampling.seed, "SEED", "", 0, 0};
     if (seed) cli_set(&number, seed);
     else s->sampling.seed = cli_random_seed();
-    if (!seed && !s->quiet) fprintf(stderr, "seed %" PRIu64 "\n", s->sampling.seed);
+    s->show_seed = !seed && !s->quiet;
     return path;
 }
 
@@ -208,6 +208,7 @@ int main(int argc, char **argv) {
     encode_prompt(&r, &s);
     cli_start_session(&r.engine, &s.setup);
     start_sampler(&r, &s);
+    if (s.show_seed) fprintf(stderr, "seed %" PRIu64 "\n", s.sampling.seed);
     for (size_t i = 0; i < r.prompt_count; i++) print_token(&r, r.prompt[i]);
     const char *end = generate(&r, s.count);
     end_text(&r);

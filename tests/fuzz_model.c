@@ -29,9 +29,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 
 #ifdef FUZZ_STANDALONE
 static int run_file(const char *path) {
-    FILE    *f      = fopen(path, "rb");
-    size_t   n      = 0, room = 1u << 24;
-    uint8_t *all    = (uint8_t *)malloc(room), *exact;
+    FILE    *f = fopen(path, "rb");
+    size_t   n = 0, room = 1u << 24;
+    uint8_t *all = (uint8_t *)malloc(room), *exact;
     if (f && all) n = fread(all, 1, room, f);
     if (!f || !all) return fprintf(stderr, "cannot read %s\n", path), 1;
     exact = (uint8_t *)malloc(n ? n : 1);

@@ -21,7 +21,8 @@ static void write_file(const char *name, const unsigned char *bytes, size_t n) {
 static mk_spec tiny(uint64_t seed) {
     mk_spec s;
     memset(&s, 0, sizeof s);
-    s.seed = seed, s.dim = 8, s.n_heads = 2, s.n_kv_heads = 1, s.n_blocks = 1, s.ffn = 4, s.vocab = 270, s.context = 16, s.k = 2;
+    s.seed = seed, s.dim = 8, s.n_heads = 2, s.n_kv_heads = 1, s.n_blocks = 1, s.ffn = 4, s.vocab = 270, s.context = 16,
+    s.k            = 2;
     s.value_length = 4;
     return s;
 }
@@ -62,7 +63,8 @@ static void write_models(void) {
 }
 
 static void add_pieces(mk_gguf *g) {
-    static const char *const texts[]  = {"<unk>", "<s>", "</s>", "<0x61>", "\xe2\x96\x81", "t", "h", "e", "th", "the", "\xe2\x96\x81the", "user"};
+    static const char *const texts[]  = {"<unk>", "<s>", "</s>", "<0x61>", "\xe2\x96\x81",    "t",
+                                         "h",     "e",   "th",   "the",    "\xe2\x96\x81the", "user"};
     static const int32_t     types[]  = {2, 3, 3, 6, 1, 1, 1, 1, 1, 1, 1, 4};
     static const float       scores[] = {0, 0, 0, 0, -9, -9, -9, -9, -1, -2, -2, 0};
     mk_string(g, "tokenizer.ggml.model", "llama");
@@ -72,8 +74,8 @@ static void add_pieces(mk_gguf *g) {
 }
 
 static void write_part(const char *type) {
-    mk_gguf       *g           = mk_gguf_new();
-    const uint64_t dims[1]     = {13};
+    mk_gguf       *g       = mk_gguf_new();
+    const uint64_t dims[1] = {13};
     size_t         n;
     mk_string(g, "general.architecture", "l3");
     mk_string(g, "general.type", type);

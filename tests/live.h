@@ -22,7 +22,8 @@ static inline live_block live_alloc(size_t size) {
 
 /* A success, or a failure that says so in full. */
 static inline int live_sound(int code, const l3_error *err) {
-    return code == L3_OK || (code < 0 && code >= L3_ERR_NUMBER && err->code == code && err->text[0] && memchr(err->text, 0, sizeof err->text));
+    return code == L3_OK || (code < 0 && code >= L3_ERR_NUMBER && err->code == code && err->text[0] &&
+                             memchr(err->text, 0, sizeof err->text));
 }
 
 typedef struct live_limits {
@@ -76,9 +77,9 @@ static inline int live_session(const l3_model *model, const live_limits *limits)
     l3_error          err;
     const int32_t     last = (int32_t)(x->vocab - 1), ids[5] = {0, last, last / 2, 0, last / 3};
     memset(&c, 0, sizeof c);
-    c.context     = x->context < 6 ? x->context : 6;
-    c.work.batch  = 3;
-    c.work.window = limits->window ? l3_session_window_min(model) + limits->window : 0;
+    c.context         = x->context < 6 ? x->context : 6;
+    c.work.batch      = 3;
+    c.work.window     = limits->window ? l3_session_window_min(model) + limits->window : 0;
     const size_t size = l3_session_size(model, &c);
     if (size == 0 || size > limits->memory) return 1;
     live_block b  = live_alloc(size);
@@ -91,16 +92,17 @@ static inline int live_session(const l3_model *model, const live_limits *limits)
 }
 
 /* Opens a source and lives with it. *code is what opening gave. */
-static inline int live(const l3_source *source, const char *text, size_t n, const live_limits *limits, int *code, l3_error *err) {
+static inline int live(const l3_source *source, const char *text, size_t n, const live_limits *limits, int *code,
+                       l3_error *err) {
     l3_model *model = NULL;
     size_t    size  = 0;
     memset(err, 0, sizeof *err);
     *code = l3_model_size(source, NULL, &size, err);
     if (*code != L3_OK) return live_sound(*code, err);
     if (size > limits->memory) return 1;
-    live_block b  = live_alloc(size);
-    *code         = l3_model_open(&model, source, NULL, b.mem, size, err);
-    int ok        = live_sound(*code, err);
+    live_block b = live_alloc(size);
+    *code        = l3_model_open(&model, source, NULL, b.mem, size, err);
+    int ok       = live_sound(*code, err);
     if (*code == L3_OK) {
         l3_error inner;
         ok = live_sound(l3_model_verify(model, &inner), &inner) && live_text(model, text, n, limits);

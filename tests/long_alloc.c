@@ -50,11 +50,11 @@ static int check(const int32_t *offsets) {
 static int run(uint32_t codewords, uint64_t tokens, int must_fill) {
     static int32_t  doc[DOCUMENT], offsets[VOCAB + 1];
     const size_t    size  = l3_alloc_size(VOCAB, codewords);
-    void           *mem   = aligned_alloc(L3_ALIGN, (size + L3_ALIGN - 1) / L3_ALIGN * L3_ALIGN);
+    unsigned char  *raw   = (unsigned char *)malloc(size + L3_ALIGN), *mem = raw + (L3_ALIGN - (uintptr_t)raw % L3_ALIGN);
     uint64_t        state = 1;
     l3_alloc       *alloc;
     l3_alloc_report report;
-    if (!mem || l3_alloc_init(&alloc, VOCAB, codewords, mem, size, NULL) != L3_OK) return 0;
+    if (!raw || l3_alloc_init(&alloc, VOCAB, codewords, mem, size, NULL) != L3_OK) return 0;
     for (uint64_t n = 0; n < tokens; n += DOCUMENT) {
         make_document(&state, doc);
         if (l3_alloc_add(alloc, doc, DOCUMENT, NULL) != L3_OK) return 0;
@@ -65,7 +65,7 @@ static int run(uint32_t codewords, uint64_t tokens, int must_fill) {
     fprintf(stderr, "%llu tokens, %llu codewords of %u, full after %llu, block %zu bytes, peak %ld bytes\n",
             (unsigned long long)report.tokens, (unsigned long long)report.codewords, codewords,
             (unsigned long long)report.full_after, size, peak);
-    free(mem);
+    free(raw);
     return check(offsets) && peak <= bound && (report.full_after != 0) == must_fill && report.tokens == tokens;
 }
 

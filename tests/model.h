@@ -15,13 +15,13 @@ typedef struct file {
 } file;
 
 static inline file file_fixture(const char *name) {
-    file f = {NULL, 0};
+    file f  = {NULL, 0};
     f.bytes = test_read_fixture(name, &f.n);
     return f;
 }
 
 static inline file file_make(const mk_spec *spec) {
-    file f = {NULL, 0};
+    file f  = {NULL, 0};
     f.bytes = mk_model(spec, &f.n);
     return f;
 }
@@ -54,7 +54,8 @@ typedef struct rig {
 
 /* Whether a failure says so in full. */
 static inline int error_sound(int code, const l3_error *err) {
-    return code < 0 && code >= L3_ERR_NUMBER && err->code == code && err->text[0] && memchr(err->text, 0, sizeof err->text);
+    return code < 0 && code >= L3_ERR_NUMBER && err->code == code && err->text[0] &&
+           memchr(err->text, 0, sizeof err->text);
 }
 
 /* The rig must not move while it is used. On failure there is nothing to close. */
@@ -121,7 +122,8 @@ static inline float *new_floats(size_t rows, size_t cols) { return (float *)must
 
 static inline int32_t *random_ids(test_rng *r, uint32_t vocab, uint32_t n) {
     int32_t *ids = (int32_t *)must(n * sizeof *ids);
-    for (uint32_t i = 0; i < n; i++) ids[i] = (int32_t)(i && test_below(r, 4) == 0 ? (uint32_t)ids[test_below(r, i)] : test_below(r, vocab));
+    for (uint32_t i = 0; i < n; i++)
+        ids[i] = (int32_t)(i && test_below(r, 4) == 0 ? (uint32_t)ids[test_below(r, i)] : test_below(r, vocab));
     return ids;
 }
 

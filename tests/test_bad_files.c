@@ -58,7 +58,7 @@ static map map_of(file f) {
         if (strcmp(p->name, "general.alignment") == 0) alignment = l3__le32(f.bytes + p->value);
     }
     for (size_t i = 0; i < m.n_tensors; i++) {
-        part *p = &m.tensors[i];
+        part *p  = &m.tensors[i];
         p->value = at = part_name(p, f.bytes, at);
         at = p->end = at + 4 + 8 * l3__le32(f.bytes + at) + 12;
     }
@@ -127,8 +127,10 @@ static int gives(mk_gguf *g, int wanted, const char *name) {
 static mk_spec spec_tiny(void) {
     mk_spec s;
     memset(&s, 0, sizeof s);
-    s.seed = 3, s.dim = 8, s.n_heads = 2, s.n_kv_heads = 1, s.n_blocks = 2, s.ffn = 4, s.vocab = 265, s.context = 16, s.k = 3;
-    s.n_lookups = 1, s.value_length = 4, s.up_length = 4, s.layer_norm = 1, s.up_bias = 1, s.norm_epsilon = 1e-4f, s.score_scale = 0.5f;
+    s.seed = 3, s.dim = 8, s.n_heads = 2, s.n_kv_heads = 1, s.n_blocks = 2, s.ffn = 4, s.vocab = 265, s.context = 16,
+    s.k         = 3;
+    s.n_lookups = 1, s.value_length = 4, s.up_length = 4, s.layer_norm = 1, s.up_bias = 1, s.norm_epsilon = 1e-4f,
+    s.score_scale   = 0.5f;
     s.separate_head = 1, s.checksums = 1;
     return s;
 }
@@ -162,7 +164,8 @@ TEST(truncations) {
 }
 
 static int in_vocabulary(const map *m, size_t at) {
-    static const char *const lists[] = {"tokenizer.ggml.tokens", "tokenizer.ggml.scores", "tokenizer.ggml.token_type", "l3.checksum.rows.0"};
+    static const char *const lists[] = {"tokenizer.ggml.tokens", "tokenizer.ggml.scores", "tokenizer.ggml.token_type",
+                                        "l3.checksum.rows.0"};
     for (int i = 0; i < 4; i++) {
         const part *p = key_of(m, lists[i]);
         if (p && at > p->value + 32 && at < p->end) return 1;
@@ -174,7 +177,9 @@ TEST(damaged_bytes) {
     map       m         = tiny();
     const int long_test = test_flag("L3_LONG");
     for (size_t at = 0; at < m.data_at; at += long_test || !in_vocabulary(&m, at) ? 1 : 17) {
-        const unsigned char old = m.f.bytes[at], values[] = {(unsigned char)~old, 0, 0xff, (unsigned char)(old + 1), (unsigned char)(old ^ 0x80), 1};
+        const unsigned char old      = m.f.bytes[at],
+                            values[] = {(unsigned char)~old,         0, 0xff, (unsigned char)(old + 1),
+                                        (unsigned char)(old ^ 0x80), 1};
         for (int i = 0; i < (long_test ? 256 : 6); i++) {
             m.f.bytes[at] = long_test ? (unsigned char)i : values[i];
             if (!CHECK(survives(m.f, i % 2))) fprintf(stderr, "    byte %u\n", (unsigned)at);
@@ -185,14 +190,14 @@ TEST(damaged_bytes) {
 }
 
 TEST(many_damaged_bytes) {
-    map       m   = tiny();
-    test_rng  r   = {1};
-    file      f   = {(unsigned char *)must(m.f.n), m.f.n};
+    map       m    = tiny();
+    test_rng  r    = {1};
+    file      f    = {(unsigned char *)must(m.f.n), m.f.n};
     const int runs = test_flag("L3_LONG") ? 200000 : 3000;
     for (int run = 0; run < runs; run++) {
         memcpy(f.bytes, m.f.bytes, f.n);
         for (uint32_t i = 1 + test_below(&r, 8); i > 0; i--) {
-            const size_t range = test_below(&r, 4) ? m.data_at : f.n;
+            const size_t range                       = test_below(&r, 4) ? m.data_at : f.n;
             f.bytes[test_below(&r, (uint32_t)range)] = (unsigned char)test_below(&r, 256);
         }
         if (!CHECK(survives(f, run % 2))) break;
@@ -204,9 +209,11 @@ TEST(many_damaged_bytes) {
 /* ---- keys ---- */
 
 TEST(missing_keys) {
-    static const char *const needed[] = {"l3.context_length", "l3.embedding_length", "l3.block_count", "l3.feed_forward_length",
-                                         "l3.attention.head_count", "l3.attention.layer_norm_rms_epsilon", "l3.lookup.row_count"};
-    map m = tiny();
+    static const char *const needed[] = {"l3.context_length",       "l3.embedding_length",
+                                         "l3.block_count",          "l3.feed_forward_length",
+                                         "l3.attention.head_count", "l3.attention.layer_norm_rms_epsilon",
+                                         "l3.lookup.row_count"};
+    map                      m        = tiny();
     for (int i = 0; i < 7; i++) gives(without(&m, needed[i], NULL), L3_ERR_FORMAT, needed[i]);
     gives(without(&m, "general.architecture", NULL), L3_ERR_UNSUPPORTED, "architecture");
     for (size_t i = 0; i < m.n_keys; i++) gives(without(&m, m.keys[i].name, NULL), 1, NULL);
@@ -285,7 +292,8 @@ TEST(keys_that_matter) {
     };
     map m = tiny();
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
-        if (!gives(with_key(&m, &keys[i]), keys[i].wanted, NULL)) fprintf(stderr, "    %s, case %u\n", keys[i].name, (unsigned)i);
+        if (!gives(with_key(&m, &keys[i]), keys[i].wanted, NULL))
+            fprintf(stderr, "    %s, case %u\n", keys[i].name, (unsigned)i);
     for (size_t i = 0; i < 18; i++)
         if (keys[i].wanted == L3_ERR_UNSUPPORTED) gives(with_key(&m, &keys[i]), L3_ERR_UNSUPPORTED, keys[i].name);
     free(m.f.bytes);
@@ -293,8 +301,10 @@ TEST(keys_that_matter) {
 
 /* Every integer key with numbers that no model has. */
 TEST(hostile_integers) {
-    static const uint32_t values[] = {0, 1, 2, 3, 5, 7, 9, 255, 4096, 65535, 1u << 20, (1u << 20) + 1, 0x7fffffff, 0x80000000u, 0xfffffffeu, 0xffffffffu};
-    map                   m = tiny();
+    static const uint32_t values[] = {0,          1,           2,           3,          5,        7,
+                                      9,          255,         4096,        65535,      1u << 20, (1u << 20) + 1,
+                                      0x7fffffff, 0x80000000u, 0xfffffffeu, 0xffffffffu};
+    map                   m        = tiny();
     for (size_t i = 0; i < m.n_keys; i++) {
         unsigned char *p    = m.f.bytes + m.keys[i].value;
         const uint32_t type = l3__le32(p - 4), old = l3__le32(p);
@@ -308,7 +318,8 @@ TEST(hostile_integers) {
 }
 
 TEST(hostile_floats) {
-    static const char *const keys[]   = {"l3.attention.layer_norm_rms_epsilon", "l3.rope.freq_base", "l3.lookup.score_scale", "l3.lookup.norm_epsilon"};
+    static const char *const keys[]   = {"l3.attention.layer_norm_rms_epsilon", "l3.rope.freq_base",
+                                         "l3.lookup.score_scale", "l3.lookup.norm_epsilon"};
     static const float       values[] = {-1, 0, 1e-45f, 1e38f, -1e38f};
     map                      m        = tiny();
     for (int i = 0; i < 4; i++) {
@@ -368,9 +379,10 @@ TEST(hostile_headers) {
         uint64_t value;
         int      wanted;
     } headers[] = {
-        {0, 4, 0x46554748, L3_ERR_FORMAT},      {4, 4, 0, L3_ERR_UNSUPPORTED}, {4, 4, 1, L3_ERR_UNSUPPORTED}, {4, 4, 4, L3_ERR_UNSUPPORTED},
-        {4, 4, 0x03000000, L3_ERR_UNSUPPORTED}, {8, 8, 0, L3_ERR_FORMAT},      {8, 8, UINT64_MAX, L3_ERR_FORMAT}, {8, 8, 65536, L3_ERR_FORMAT},
-        {16, 8, 0, 1},                          {16, 8, UINT64_MAX, L3_ERR_FORMAT}, {16, 8, 65536, L3_ERR_FORMAT}, {16, 8, 5, 1},
+        {0, 4, 0x46554748, L3_ERR_FORMAT},  {4, 4, 0, L3_ERR_UNSUPPORTED},          {4, 4, 1, L3_ERR_UNSUPPORTED},
+        {4, 4, 4, L3_ERR_UNSUPPORTED},      {4, 4, 0x03000000, L3_ERR_UNSUPPORTED}, {8, 8, 0, L3_ERR_FORMAT},
+        {8, 8, UINT64_MAX, L3_ERR_FORMAT},  {8, 8, 65536, L3_ERR_FORMAT},           {16, 8, 0, 1},
+        {16, 8, UINT64_MAX, L3_ERR_FORMAT}, {16, 8, 65536, L3_ERR_FORMAT},          {16, 8, 5, 1},
     };
     map m = tiny();
     for (size_t i = 0; i < sizeof headers / sizeof *headers; i++) {
@@ -380,7 +392,8 @@ TEST(hostile_headers) {
         l3__put_le64(new_bytes, headers[i].value);
         memcpy(m.f.bytes + headers[i].at, new_bytes, headers[i].n);
         const int code = try_file(m.f, 0, &err);
-        if (!CHECK(code != 1 && (headers[i].wanted == 1 || code == headers[i].wanted))) fprintf(stderr, "    case %u: %d %s\n", (unsigned)i, code, err.text);
+        if (!CHECK(code != 1 && (headers[i].wanted == 1 || code == headers[i].wanted)))
+            fprintf(stderr, "    case %u: %d %s\n", (unsigned)i, code, err.text);
         memcpy(m.f.bytes + headers[i].at, old, 8);
     }
     free(m.f.bytes);
@@ -407,18 +420,30 @@ TEST(missing_tensors) {
     map m = tiny();
     for (size_t i = 0; i < m.n_tensors; i++) {
         const char *name     = m.tensors[i].name;
-        const int   optional = strstr(name, "norm.bias") || strstr(name, "lookup_up_norm") || strstr(name, "lookup_query_norm") ||
-                             strcmp(name, "output.weight") == 0 || strstr(name, "lookup_up.");
+        const int   optional = strstr(name, "norm.bias") || strstr(name, "lookup_up_norm") ||
+                             strstr(name, "lookup_query_norm") || strcmp(name, "output.weight") == 0 ||
+                             strstr(name, "lookup_up.");
         gives(without(&m, NULL, name), optional ? L3_OK : L3_ERR_FORMAT, name);
     }
     free(m.f.bytes);
 }
 
 TEST(unknown_tensors) {
-    static const char *const names[] = {"blk.0.attn_q.bias", "rope_freqs.weight", "blk.0.ffn_gate_exps.weight", "blk.2.attn_q.weight", "blk.00.attn_q.weight",
-                                        "blk.4294967296.attn_q.weight", "blk.0.lookup_rows.bias", "blk.1.lookup_mix.weight", "", "blk.", "blk.0", "blk.0.",
-                                        "output_norm.bias", "token_embd.weight2"};
-    map m = tiny();
+    static const char *const names[] = {"blk.0.attn_q.bias",
+                                        "rope_freqs.weight",
+                                        "blk.0.ffn_gate_exps.weight",
+                                        "blk.2.attn_q.weight",
+                                        "blk.00.attn_q.weight",
+                                        "blk.4294967296.attn_q.weight",
+                                        "blk.0.lookup_rows.bias",
+                                        "blk.1.lookup_mix.weight",
+                                        "",
+                                        "blk.",
+                                        "blk.0",
+                                        "blk.0.",
+                                        "output_norm.bias",
+                                        "token_embd.weight2"};
+    map                      m       = tiny();
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         mk_gguf *g = without(&m, NULL, NULL);
         mk_tensor(g, names[i], MK_F32, 1, (const uint64_t[]){2}, "12345678", 8);
@@ -436,14 +461,24 @@ TEST(unknown_tensors) {
 /* One field of every tensor's description in turn. */
 TEST(hostile_tensors) {
     static const uint64_t dims[]  = {0, 1, 2, 7, 9, 1ull << 31, 1ull << 32, (1ull << 32) + 8, 1ull << 63, UINT64_MAX};
-    static const uint32_t types[] = {1, 2, 3, 6, 8, 12, 14, 15, 24, 26, 27, 30, 31, 39, 0x100, 0x7fffffff, 0x80000000u, 0xffffffffu};
+    static const uint32_t types[] = {1,  2,  3,  6,  8,  12,    14,         15,          24,
+                                     26, 27, 30, 31, 39, 0x100, 0x7fffffff, 0x80000000u, 0xffffffffu};
     map                   m       = tiny();
     for (size_t i = 0; i < m.n_tensors; i++) {
         const part    *t = &m.tensors[i];
         unsigned char *p = m.f.bytes + t->value, *type = m.f.bytes + t->end - 12, *offset = m.f.bytes + t->end - 8;
         unsigned char  old[64];
-        const size_t   n       = t->end - t->value;
-        const uint64_t right   = l3__le64(offset), offsets[] = {1, 32, right + 1, right + 8, right + 32, right ^ 64, m.f.n - m.data_at, 1ull << 40, UINT64_MAX - 31, UINT64_MAX};
+        const size_t   n     = t->end - t->value;
+        const uint64_t right = l3__le64(offset), offsets[] = {1,
+                                                              32,
+                                                              right + 1,
+                                                              right + 8,
+                                                              right + 32,
+                                                              right ^ 64,
+                                                              m.f.n - m.data_at,
+                                                              1ull << 40,
+                                                              UINT64_MAX - 31,
+                                                              UINT64_MAX};
         memcpy(old, p, n);
         for (int k = 0; k < 18 + 2 * 10 + 10 + 6; k++) {
             if (k < 18) l3__put_le32(type, types[k]);
@@ -460,10 +495,11 @@ TEST(hostile_tensors) {
 
 /* Each says what is wrong with which tensor. */
 TEST(misplaced_tensors) {
-    map                   m   = tiny();
-    const part           *t   = tensor_of(&m, "blk.1.ffn_up.weight");
-    unsigned char        *p   = m.f.bytes + t->end - 8;
-    const uint64_t        old = l3__le64(p), places[] = {old + 1, old + 16, old - 32, old + 32, m.f.n, UINT64_MAX - 31, UINT64_MAX - 200};
+    map            m        = tiny();
+    const part    *t        = tensor_of(&m, "blk.1.ffn_up.weight");
+    unsigned char *p        = m.f.bytes + t->end - 8;
+    const uint64_t old      = l3__le64(p),
+                   places[] = {old + 1, old + 16, old - 32, old + 32, m.f.n, UINT64_MAX - 31, UINT64_MAX - 200};
     for (int i = 0; i < 7; i++) {
         l3_error err;
         l3__put_le64(p, places[i]);
@@ -475,10 +511,10 @@ TEST(misplaced_tensors) {
 }
 
 TEST(hostile_offsets) {
-    map             m       = tiny();
-    const part     *t       = tensor_of(&m, "blk.0.lookup_offsets");
-    unsigned char  *table   = m.f.bytes + m.data_at + (size_t)l3__le64(m.f.bytes + t->end - 8);
-    const uint32_t  n       = l3__le32(table + 4 * 265), values[] = {0x80000000u, 0xffffffffu, n, n + 1, n + 1000000};
+    map            m     = tiny();
+    const part    *t     = tensor_of(&m, "blk.0.lookup_offsets");
+    unsigned char *table = m.f.bytes + m.data_at + (size_t)l3__le64(m.f.bytes + t->end - 8);
+    const uint32_t n = l3__le32(table + 4 * 265), values[] = {0x80000000u, 0xffffffffu, n, n + 1, n + 1000000};
     for (uint32_t at = 0; at <= 265; at += 5)
         for (int i = 0; i < 5; i++) {
             l3_error       err;
@@ -499,7 +535,7 @@ TEST(hostile_offsets) {
 /* The logits may be anything; the sampler then says so. */
 TEST(weights_that_are_no_numbers) {
     static const uint32_t values[] = {0x7fc00000, 0x7f800000, 0xff800000, 0x7f7fffff, 0x00000001, 0xffffffff};
-    map                   m = tiny();
+    map                   m        = tiny();
     for (size_t i = 0; i < m.n_tensors; i++) {
         unsigned char *p = m.f.bytes + m.data_at + (size_t)l3__le64(m.f.bytes + m.tensors[i].end - 8);
         if (strstr(m.tensors[i].name, "offsets")) continue;
@@ -515,8 +551,8 @@ TEST(weights_that_are_no_numbers) {
 
 TEST(scores_that_are_no_numbers) {
     static const uint32_t values[] = {0x7fc00000, 0x7f800000, 0xff800000};
-    map                   m = tiny();
-    unsigned char        *p = m.f.bytes + key_of(&m, "tokenizer.ggml.scores")->value + 12 + 4 * 262;
+    map                   m        = tiny();
+    unsigned char        *p        = m.f.bytes + key_of(&m, "tokenizer.ggml.scores")->value + 12 + 4 * 262;
     for (int v = 0; v < 3; v++) {
         rig      r;
         desk     d;
@@ -548,11 +584,11 @@ static int lie(void *user, uint64_t off, void *dst, size_t n) {
 }
 
 TEST(files_that_change) {
-    static const char text[]  = "the cat <s> \xe2\x98\x83";
-    const int         runs    = test_flag("L3_LONG") ? 100000 : 3000;
-    map               m       = tiny();
-    liar              l       = {m.f, {1}, 1};
-    int               opened  = 0;
+    static const char text[] = "the cat <s> \xe2\x98\x83";
+    const int         runs   = test_flag("L3_LONG") ? 100000 : 3000;
+    map               m      = tiny();
+    liar              l      = {m.f, {1}, 1};
+    int               opened = 0;
     for (int run = 0; run < runs; run++) {
         l3_source s;
         l3_error  err;
@@ -560,7 +596,8 @@ TEST(files_that_change) {
         memset(&s, 0, sizeof s);
         l.one_in = 1 + test_below(&l.rng, 300);
         s.user = &l, s.size = m.f.n, s.read = lie, s.align = 1u << test_below(&l.rng, 8);
-        if (!CHECK(live(&s, text, sizeof text - 1, &limits, &code, &err))) fprintf(stderr, "    run %d: %s\n", run, err.text);
+        if (!CHECK(live(&s, text, sizeof text - 1, &limits, &code, &err)))
+            fprintf(stderr, "    run %d: %s\n", run, err.text);
         opened += code == L3_OK;
     }
     CHECK(opened > 100);

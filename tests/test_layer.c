@@ -355,7 +355,7 @@ TEST(layers_in_any_order) {
         }
         CHECK_EQ(l3_lookup_begin(w.work, t.tokens, 1, NULL), L3_OK);
         CHECK_EQ(l3_lookup_begin(w.work, t.tokens, t.n, NULL), L3_OK);
-        CHECK_EQ(l3_lookup_begin(w.work, t.tokens, 0, NULL), L3_ERR_ARGUMENT);
+        CHECK_EQ(l3_lookup_begin(w.work, NULL, 0, NULL), L3_OK); /* ends the read that is under way */
         if (k == 0) memcpy(y, t.y, t.bytes);
         CHECK_MEM(t.y, y, t.bytes);
         bench_close(&w);

@@ -9,7 +9,8 @@
 #include "ref.h"
 
 #define FIXTURE_TOLERANCE 2e-5 /* absolute, logits up to about 5 */
-#define RANDOM_TOLERANCE  2e-5 /* relative to the largest logit, at least 1; normed keys that nothing scales down give
+#define RANDOM_TOLERANCE \
+    2e-5 /* relative to the largest logit, at least 1; normed keys that nothing scales down give
                                   steep scores, which cost a digit: without them all stay below 2e-6 */
 
 /* ---- logits ---- */
@@ -35,30 +36,43 @@ static double largest_difference(const float *a, const float *b, size_t n) {
     return most;
 }
 
+/* Numbers of a fixture: 32 bits each, little-endian. */
+static uint32_t *fixture_words(const char *name, const char *end, uint32_t *n) {
+    char path[128];
+    snprintf(path, sizeof path, "variants/%s%s", name, end);
+    file      f     = file_fixture(path);
+    uint32_t *words = f.bytes ? (uint32_t *)must(f.n) : NULL;
+    *n              = (uint32_t)(f.bytes ? f.n / 4 : 0);
+    for (uint32_t i = 0; i < *n; i++) words[i] = l3__le32(f.bytes + 4 * (size_t)i);
+    free(f.bytes);
+    return words;
+}
+
 static double variant_difference(const char *name) {
-    char     path[128];
-    rig      r;
-    double   difference = 1e30;
-    file     f[3];
-    for (int i = 0; i < 3; i++) {
-        snprintf(path, sizeof path, "variants/%s%s", name, i == 0 ? ".gguf" : i == 1 ? ".ids.i32" : ".logits.f32");
-        f[i] = file_fixture(path);
-    }
-    if (f[0].bytes && f[1].bytes && f[2].bytes && CHECK_EQ(rig_open(&r, f[0], MAPPED), L3_OK)) {
-        const uint32_t n   = (uint32_t)f[1].n / 4, vocab = l3_model_info(r.model)->vocab;
-        const void    *ids = f[1].bytes, *expected = f[2].bytes;
-        float         *all = logits_of(r.model, (const int32_t *)ids, n);
-        if (CHECK_EQ(f[2].n, (size_t)n * vocab * 4)) difference = largest_difference(all, (const float *)expected, (size_t)n * vocab);
+    char        path[128];
+    rig         r;
+    double      difference = 1e30;
+    uint32_t    n, n_logits;
+    uint32_t   *words = fixture_words(name, ".ids.i32", &n), *logits = fixture_words(name, ".logits.f32", &n_logits);
+    const void *ids = words, *expected = logits;
+    snprintf(path, sizeof path, "variants/%s.gguf", name);
+    file f = file_fixture(path);
+    if (f.bytes && words && logits && CHECK_EQ(rig_open(&r, f, MAPPED), L3_OK)) {
+        float *all = logits_of(r.model, (const int32_t *)ids, n);
+        if (CHECK_EQ(n_logits, n * l3_model_info(r.model)->vocab))
+            difference = largest_difference(all, (const float *)expected, n_logits);
         free(all);
         rig_close(&r);
     }
-    for (int i = 0; i < 3; i++) free(f[i].bytes);
+    free(words);
+    free(logits);
+    free(f.bytes);
     return difference;
 }
 
 TEST(variants) {
-    file        text = file_fixture("variants/index.json");
-    double      most = 0;
+    file   text = file_fixture("variants/index.json");
+    double most = 0;
     if (!text.bytes) SKIP("no fixtures");
     const void *chars = text.bytes;
     json       *index = json_parse((const char *)chars);
@@ -76,10 +90,10 @@ TEST(variants) {
 /* ---- text ---- */
 
 typedef struct speaker {
-    rig  rig;
-    seat seat;
-    desk desk;
-    char text[8192];
+    rig    rig;
+    seat   seat;
+    desk   desk;
+    char   text[8192];
     size_t n;
 } speaker;
 
@@ -87,7 +101,8 @@ static int speaker_open(speaker *s, file f) {
     l3_error err;
     memset(s->text, 0, sizeof s->text);
     s->n = 0;
-    return CHECK_EQ(rig_open(&s->rig, f, MAPPED), L3_OK) && CHECK_EQ(seat_open(&s->seat, s->rig.model, NULL, &err), L3_OK) &&
+    return CHECK_EQ(rig_open(&s->rig, f, MAPPED), L3_OK) &&
+           CHECK_EQ(seat_open(&s->seat, s->rig.model, NULL, &err), L3_OK) &&
            CHECK_EQ(desk_open(&s->desk, s->rig.model, 4096, &err), L3_OK);
 }
 
@@ -198,8 +213,9 @@ static int32_t *encode_whole(const l3_model *model, file text, size_t *n) {
 }
 
 TEST(perplexity_of_text) {
-    file f = file_fixture("stories-l3.gguf"), text = file_fixture("stories_eval.txt"), g = file_fixture("stories-l3.perplexity.json");
-    rig  r;
+    file f = file_fixture("stories-l3.gguf"), text = file_fixture("stories_eval.txt"),
+         g = file_fixture("stories-l3.perplexity.json");
+    rig r;
     if (!f.bytes || !text.bytes || !g.bytes) SKIP("no fixtures");
     const void *chars = g.bytes;
     json       *cases = json_parse((const char *)chars);
@@ -316,7 +332,9 @@ static mk_spec special(int i) {
     case 35: s.architecture = "llama"; break;
     case 36: s.layer_norm = 1, s.up_bias = 1, s.up_length = 96; break;
     case 37: s.context = 300, s.freq_base = 1000000; break;
-    case 38: s.n_blocks = 4, s.n_lookups = 4, s.lookup_blocks[1] = 1, s.lookup_blocks[2] = 2, s.lookup_blocks[3] = 3; break;
+    case 38:
+        s.n_blocks = 4, s.n_lookups = 4, s.lookup_blocks[1] = 1, s.lookup_blocks[2] = 2, s.lookup_blocks[3] = 3;
+        break;
     case 39: s.dim = 2, s.n_heads = 1, s.ffn = 1, s.value_length = 1; break;
     default: break;
     }
@@ -349,8 +367,9 @@ TEST(trained_models) {
 
 static int same_tensor(const ref_gguf *g, const l3_tensor *t, const char *name) {
     const ref_tensor *want = ref_tensor_find(g, name);
-    return CHECK(want != NULL) && CHECK_EQ(t->type, want->type) && CHECK_EQ(t->cols, want->dims[0]) && CHECK_EQ(t->rows, want->dims[1]) &&
-           CHECK_EQ(t->offset, want->offset) && CHECK(t->data == (const void *)want->data);
+    return CHECK(want != NULL) && CHECK_EQ(t->type, want->type) && CHECK_EQ(t->cols, want->dims[0]) &&
+           CHECK_EQ(t->rows, want->dims[1]) && CHECK_EQ(t->offset, want->offset) &&
+           CHECK(t->data == (const void *)want->data);
 }
 
 static void check_description(const mk_spec *spec) {
@@ -362,16 +381,20 @@ static void check_description(const mk_spec *spec) {
     REQUIRE(rig_open(&r, f, MAPPED) == L3_OK);
     ref_gguf      *g = ref_gguf_open(f.bytes, f.n);
     const l3_info *x = l3_model_info(r.model);
-    CHECK(x->kind == L3_KIND_MODEL && x->dim == s.dim && x->ffn_dim == s.ffn && x->n_blocks == s.n_blocks && x->n_heads == s.n_heads);
-    CHECK(x->n_kv_heads == s.n_kv_heads && x->head_dim == s.dim / s.n_heads && x->rope_dims == s.rope_dim && x->context == s.context);
-    CHECK(x->vocab == s.vocab && x->tied_head == !s.separate_head && x->has_tokenizer && x->bos == 1 && x->eos == 2 && x->unknown == 0);
+    CHECK(x->kind == L3_KIND_MODEL && x->dim == s.dim && x->ffn_dim == s.ffn && x->n_blocks == s.n_blocks &&
+          x->n_heads == s.n_heads);
+    CHECK(x->n_kv_heads == s.n_kv_heads && x->head_dim == s.dim / s.n_heads && x->rope_dims == s.rope_dim &&
+          x->context == s.context);
+    CHECK(x->vocab == s.vocab && x->tied_head == !s.separate_head && x->has_tokenizer && x->bos == 1 && x->eos == 2 &&
+          x->unknown == 0);
     CHECK(x->add_bos == !s.no_bos && x->add_space_prefix == !s.no_space_prefix && x->file_bytes == f.n);
     CHECK(x->has_file_checksum == (s.checksums != 0) && x->n_lookups == s.n_lookups);
     CHECK_STR(x->architecture, s.architecture);
     CHECK_STR(x->name, "random");
     for (const l3_tensor *t; (t = l3_model_tensor(r.model, n, name)) != NULL; n++) same_tensor(g, t, name);
     CHECK_EQ(n, ref_tensor_count(g));
-    for (uint32_t i = 0; i < s.n_lookups; i++) CHECK(l3_model_lookup(r.model, i, &block) != NULL && block == s.lookup_blocks[i]);
+    for (uint32_t i = 0; i < s.n_lookups; i++)
+        CHECK(l3_model_lookup(r.model, i, &block) != NULL && block == s.lookup_blocks[i]);
     CHECK(l3_model_lookup(r.model, s.n_lookups, NULL) == NULL);
     ref_gguf_close(g);
     rig_close(&r);
@@ -412,8 +435,8 @@ TEST(tokenizer_files) {
 
 TEST(allocation_files) {
     static const unsigned char offsets[20] = {0, 0, 0, 0, 1, 0, 0, 0, 3, 0, 0, 0, 3, 0, 0, 0, 7, 0, 0, 0};
-    mk_gguf                   *g = part_of_model("allocation");
-    const uint64_t             dims[1] = {5};
+    mk_gguf                   *g           = part_of_model("allocation");
+    const uint64_t             dims[1]     = {5};
     file                       f;
     rig                        r;
     mk_u32(g, "l3.lookup.row_count", 7);

@@ -61,9 +61,7 @@ static void text_free(text *t) {
 
 /* ---- following a text with a session ---- */
 
-static int kv_index(const l3_session *s) {
-    return s->config.kv_type == L3_Q8_0 ? 2 : s->config.kv_type == L3_F16;
-}
+static int kv_index(const l3_session *s) { return s->config.kv_type == L3_Q8_0 ? 2 : s->config.kv_type == L3_F16; }
 
 static int same_logits(const text *t, const l3_session *s) {
     const float *expected = t->expected[kv_index(s)] + (size_t)(l3_position(s) - 1) * t->vocab;
@@ -76,7 +74,8 @@ static int step(l3_session *s, const text *t, uint32_t n, int all) {
     float         *out = all ? new_floats(n, t->vocab) : NULL;
     l3_error       err;
     int            ok = CHECK_EQ(l3_prefill(s, t->ids + at, n, out, &err), L3_OK) && CHECK_EQ(l3_position(s), at + n);
-    if (ok && all) ok = CHECK_MEM(out, t->expected[kv_index(s)] + (size_t)at * t->vocab, (size_t)n * t->vocab * sizeof *out);
+    if (ok && all)
+        ok = CHECK_MEM(out, t->expected[kv_index(s)] + (size_t)at * t->vocab, (size_t)n * t->vocab * sizeof *out);
     free(out);
     return ok && same_logits(t, s);
 }
@@ -131,9 +130,11 @@ static void pipes_close(rig *r, seat *s) {
 
 static void describe(const pipes *p) {
     const l3_session_config *c = &p->config;
-    fprintf(stderr, "    align %u, mapped 1 of %u, flags %u, window +%d, batch %u, cache %u, kv %d, verify %d, mode %d, jobs %u\n",
-            p->way.align, p->way.map_some, p->way.flags, p->window_over, c->work.batch, (unsigned)c->work.cache, c->kv_type,
-            (int)c->work.verify, (int)c->work.mode, c->work.jobs.width);
+    fprintf(
+        stderr,
+        "    align %u, mapped 1 of %u, flags %u, window +%d, batch %u, cache %u, kv %d, verify %d, mode %d, jobs %u\n",
+        p->way.align, p->way.map_some, p->way.flags, p->window_over, c->work.batch, (unsigned)c->work.cache, c->kv_type,
+        (int)c->work.verify, (int)c->work.mode, c->work.jobs.width);
 }
 
 static void same_through(const text *t, pipes p, splitting how, test_rng *rng) {
@@ -250,6 +251,47 @@ TEST(random_models_through_random_pipes) {
     }
 }
 
+/* ---- on every machine ---- */
+
+/* Not where the compiler fuses a * b + c, or worse: such builds give other bits. */
+static int plain_arithmetic(void) {
+    volatile float a = 1 + 0x1p-12f, c = -1 - 0x1p-11f;
+    const float    x = a, y = c, fused = x * x + y;
+    return fused == 0.0f; /* 0x1p-24 is lost when the product is rounded */
+}
+
+static mk_spec spec_of_types(uint32_t weights, uint32_t rows) {
+    mk_spec s = spec_small();
+    s.dim = s.value_length = s.ffn = s.up_length = 256;
+    s.heavy_rows = 0, s.weight_type = weights, s.row_type = rows, s.embedding_type = weights, s.head_type = rows;
+    return s;
+}
+
+/* CRC-32 of all logits. The figures are from x86-64 with gcc; a change of kernels may change them, a machine may not. */
+TEST(the_same_bits_on_every_machine) {
+    static const struct {
+        uint32_t weights, rows, crc[3];
+    } cases[] = {
+        {MK_F32, MK_F32, {0, 0, 0}},   {MK_F16, MK_BF16, {0, 0, 0}},  {MK_BF16, MK_F16, {0, 0, 0}},
+        {MK_Q8_0, MK_Q4_0, {0, 0, 0}}, {MK_Q4_0, MK_Q8_0, {0, 0, 0}}, {MK_Q6_K, MK_Q6_K, {0, 0, 0}},
+    };
+    if (!plain_arithmetic()) SKIP("this build fuses multiplications and additions");
+    for (int i = 0; i < 6; i++) {
+        const mk_spec spec = spec_of_types(cases[i].weights, cases[i].rows);
+        text          t    = text_new(&spec, 1);
+        for (int kv = 0; kv < 3; kv++) {
+            uint32_t crc = 0;
+            for (size_t k = 0; k < (size_t)t.n * t.vocab; k++) {
+                unsigned char bytes[4];
+                l3__put_le32(bytes, l3__as_bits(t.expected[kv][k]));
+                crc = mk_crc32(crc, bytes, 4);
+            }
+            if (!CHECK(crc == cases[i].crc[kv])) fprintf(stderr, "    case %d, KV cache %d: 0x%08x\n", i, kv, crc);
+        }
+        text_free(&t);
+    }
+}
+
 /* ---- statistics ---- */
 
 static uint64_t sum_of(const unsigned char *counts, size_t n) {
@@ -275,7 +317,8 @@ TEST(statistics) {
         const l3_stats cold = l3_session_stats(s.session);
         CHECK_EQ(cold.row_bytes_read + cold.weight_bytes_read, sum_of(g.mock.touched, t.f.n));
         CHECK(i >= 4 ? cold.weight_bytes_read == 0 : cold.weight_bytes_read > 0);
-        CHECK(cold.row_bytes_asked > 0 && cold.cache_hits == 0 && cold.lookups <= 4 && (i >= 4 || cold.row_bytes_read == cold.row_bytes_asked));
+        CHECK(cold.row_bytes_asked > 0 && cold.cache_hits == 0 && cold.lookups <= 4 &&
+              (i >= 4 || cold.row_bytes_read == cold.row_bytes_asked));
         rewind_to(s.session, 0);
         follow(s.session, &t, 2, ONE_BY_ONE, &r);
         const l3_stats warm = l3_session_stats(s.session);
@@ -397,14 +440,15 @@ typedef struct worker {
 } worker;
 
 static void *work(void *arg) { /* no checks here: they count in one place */
-    worker *w   = (worker *)arg;
-    void   *mem = NULL;
-    l3_session *s;
+    worker      *w   = (worker *)arg;
+    void        *mem = NULL;
+    l3_session  *s;
     const size_t size = l3_session_size(w->model, NULL);
     w->bad            = posix_memalign(&mem, L3_ALIGN, size) || l3_session_init(&s, w->model, NULL, mem, size, NULL);
     for (uint32_t i = 0; !w->bad && i < w->text->n; i++) {
         w->bad = l3_decode(s, w->text->ids[i], NULL);
-        w->bad |= memcmp(l3_logits(s), w->text->expected[0] + (size_t)i * w->text->vocab, w->text->vocab * sizeof(float));
+        w->bad |=
+            memcmp(l3_logits(s), w->text->expected[0] + (size_t)i * w->text->vocab, w->text->vocab * sizeof(float));
     }
     free(mem);
     return NULL;
@@ -455,7 +499,7 @@ static void move_session(const text *t, test_rng *r) {
     pipes a = random_pipes(r), b = random_pipes(r);
     rig   from, to;
     seat  s, n;
-    b.config.kv_type = a.config.kv_type;
+    b.config.kv_type  = a.config.kv_type;
     const uint32_t at = test_below(r, t->n + 1);
     b.config.context  = at + test_below(r, t->n - at + 1);
     if (!pipes_open(&from, &s, t, &a)) return;
@@ -464,7 +508,8 @@ static void move_session(const text *t, test_rng *r) {
         follow(n.session, t, test_below(r, l3_context(n.session) + 1), RANDOMLY, r);
         l3_buffer snapshot = save(s.session);
         memset(s.session->kv, 0xff, 64); /* the old one is gone */
-        ok = ok && CHECK_EQ(load(n.session, &snapshot, random_pipes(r).way, NULL), L3_OK) && CHECK_EQ(l3_position(n.session), at);
+        ok = ok && CHECK_EQ(load(n.session, &snapshot, random_pipes(r).way, NULL), L3_OK) &&
+             CHECK_EQ(l3_position(n.session), at);
         if (at) ok = ok && same_logits(t, n.session);
         ok = ok && follow(n.session, t, l3_context(n.session) < t->n ? l3_context(n.session) : t->n, RANDOMLY, r);
         if (!ok) describe(&b);
@@ -533,9 +578,9 @@ static int refused(l3_session *s, const l3_buffer *b, int wanted) {
 }
 
 TEST(snapshots_of_others) {
-    text     t = small_text();
+    text     t          = small_text();
     mk_spec  other_spec = spec_small();
-    test_rng r = {10};
+    test_rng r          = {10};
     other_spec.seed++;
     text  other = text_new(&other_spec, 1);
     pipes p = streamed(), half = streamed(), narrow = streamed();
@@ -564,13 +609,13 @@ TEST(snapshots_of_others) {
 }
 
 TEST(damaged_snapshots) {
-    text        t = small_text();
-    test_rng    r = {11};
-    pipes       p = streamed();
-    rig         g;
-    seat        s;
-    const int   long_test = test_flag("L3_LONG");
-    p.way = MAPPED;
+    text      t = small_text();
+    test_rng  r = {11};
+    pipes     p = streamed();
+    rig       g;
+    seat      s;
+    const int long_test = test_flag("L3_LONG");
+    p.way               = MAPPED;
     REQUIRE(pipes_open(&g, &s, &t, &p) && follow(s.session, &t, 7, ONE_CALL, &r));
     l3_buffer b = save(s.session), cut = b;
     follow(s.session, &t, 12, ONE_CALL, &r);
@@ -607,10 +652,10 @@ TEST(snapshots_that_cannot_be_read) {
         for (uint32_t k = 1;; k++) {
             mock_init(&m, b.bytes, b.used, 16, 0, 0);
             rewind_to(s.session, 10);
-            g.mock.calls = 0;
+            g.mock.calls                               = 0;
             *(of_model ? &g.mock.fail_at : &m.fail_at) = k;
-            const int code = l3_session_load(s.session, &m.source, &err);
-            g.mock.fail_at = 0;
+            const int code                             = l3_session_load(s.session, &m.source, &err);
+            g.mock.fail_at                             = 0;
             if (code == L3_OK) break;
             if (!CHECK_EQ(code, L3_ERR_IO) || !CHECK(error_sound(code, &err)) || !CHECK_EQ(err.io, MOCK_FAILURE)) break;
             CHECK(l3_position(s.session) == 10 || (!of_model && l3_position(s.session) == 0));
@@ -654,9 +699,9 @@ TEST(full_context) {
 
 TEST(bad_tokens) {
     static const int32_t wrong[] = {-1, INT32_MIN, INT32_MAX, 270, 271};
-    text                 t = small_text();
-    test_rng             r = {14};
-    pipes                p = streamed();
+    text                 t       = small_text();
+    test_rng             r       = {14};
+    pipes                p       = streamed();
     rig                  g;
     seat                 s;
     l3_error             err;
@@ -701,7 +746,8 @@ static uint32_t disturb(seat *s, const text *t, uint32_t *calls, uint32_t *fail_
         if (code == L3_OK && (!same_logits(t, s->session) || *calls < k)) return failures;
         if (code == L3_OK) continue; /* only a hint had gone wrong */
         failures++;
-        if (!CHECK_EQ(code, wanted) || !CHECK(error_sound(code, &err)) || !CHECK_EQ(l3_position(s->session), 9)) return 0;
+        if (!CHECK_EQ(code, wanted) || !CHECK(error_sound(code, &err)) || !CHECK_EQ(l3_position(s->session), 9))
+            return 0;
         if (wanted == L3_ERR_IO && !CHECK_EQ(err.io, MOCK_FAILURE)) return 0;
         if (!follow(s->session, t, 9 + 1 + test_below(r, 15), ONE_CALL, r)) return 0;
     }
@@ -736,10 +782,10 @@ TEST(callers_that_stop) {
     for (int i = 0; i < 8; i++) {
         rig     g;
         seat    s;
-        stopper brake   = {0, 0};
-        pipes   p       = streamed();
-        p.way.map_some  = (uint32_t)(i & 1);
-        p.way.flags     = i & 2 ? MOCK_START : 0;
+        stopper brake               = {0, 0};
+        pipes   p                   = streamed();
+        p.way.map_some              = (uint32_t)(i & 1);
+        p.way.flags                 = i & 2 ? MOCK_START : 0;
         p.config.work.cache         = i & 4 ? 20000 : 0;
         p.window_over               = i & 2 ? -1 : 0;
         p.config.work.progress      = stop;
@@ -762,7 +808,7 @@ TEST(batches_that_fail) {
     l3_session *sessions[4];
     int32_t     ids[4];
     l3_error    err;
-    uint32_t    k = 0;
+    uint32_t    k       = 0;
     p.config.work.batch = 3;
     p.way.flags         = MOCK_START; /* without hints, whose failures do not count */
     REQUIRE(rig_open(&g, t.f, p.way) == L3_OK);
@@ -814,7 +860,8 @@ static void damage_rows(const text *t, pipes p, int noticed, test_rng *r) {
     REQUIRE(pipes_open(&g, &s, t, &p));
     for (int32_t i = 0, token; i < 12; i++) {
         for (token = i ? 30 + 10 * i : 5; i && in_text(t, token); token++) continue; /* not in a cache yet */
-        const size_t   at = rows_at(g.model, (uint32_t)i % 2, token, t->f.bytes, &n), flip = n ? at + test_below(r, (uint32_t)n) : 0;
+        const size_t at      = rows_at(g.model, (uint32_t)i % 2, token, t->f.bytes, &n),
+                     flip    = n ? at + test_below(r, (uint32_t)n) : 0;
         const uint32_t place = l3_position(s.session);
         if (n == 0) continue;
         t->f.bytes[flip] ^= 0x10;
@@ -882,6 +929,7 @@ int main(void) {
     RUN(every_cache);
     RUN(every_number_of_threads);
     RUN(random_models_through_random_pipes);
+    RUN(the_same_bits_on_every_machine);
     RUN(statistics);
     RUN(interleaved_sessions);
     RUN(decoding_in_batches);

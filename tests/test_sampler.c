@@ -12,8 +12,10 @@ enum { MAX_VOCAB = 500 };
 /* Published for seed 1234567 (Rosetta Code, "Pseudo-random numbers/Splitmix64"); those of seed 1 come from a separate program
  * that gives the published ones too. */
 TEST(generator) {
-    static const uint64_t one[5]  = {0x910a2dec89025cc1u, 0xbeeb8da1658eec67u, 0xf893a2eefb32555eu, 0x71c18690ee42c90bu, 0x71bb54d8d101b5b9u};
-    static const uint64_t many[5] = {6457827717110365317u, 3203168211198807973u, 9817491932198370423u, 4593380528125082431u, 16408922859458223821u};
+    static const uint64_t one[5]  = {0x910a2dec89025cc1u, 0xbeeb8da1658eec67u, 0xf893a2eefb32555eu, 0x71c18690ee42c90bu,
+                                     0x71bb54d8d101b5b9u};
+    static const uint64_t many[5] = {6457827717110365317u, 3203168211198807973u, 9817491932198370423u,
+                                     4593380528125082431u, 16408922859458223821u};
     uint64_t              a = 1, b = 1234567;
     for (int i = 0; i < 5; i++) {
         CHECK(l3_random(&a) == one[i]);
@@ -55,7 +57,8 @@ static uint32_t ranked(const naive *s, const float *logits, choice *out) {
     for (uint32_t i = 0; i < s->vocab; i++) {
         double x = (double)logits[i];
         if (isnan(x)) continue;
-        if (is_recent(s, (int32_t)i)) x = x > 0 ? x / (double)s->options.repeat_penalty : x * (double)s->options.repeat_penalty;
+        if (is_recent(s, (int32_t)i))
+            x = x > 0 ? x / (double)s->options.repeat_penalty : x * (double)s->options.repeat_penalty;
         if (isinf(x) && x < 0) continue;
         out[n].logit = x;
         out[n++].id  = (int32_t)i;
@@ -96,14 +99,14 @@ static uint32_t cut_min_p(naive *s, const choice *c, uint32_t n) {
 static int32_t naive_sample(naive *s, const float *logits) {
     static choice c[MAX_VOCAB];
     uint32_t      n = ranked(s, logits, c), i = 0;
-    s->margin       = 1;
+    s->margin = 1;
     if (n == 0 || isinf(c[0].logit)) return -1;
     if (s->options.temperature == 0.0f) return c[0].id;
     probabilities(c, n, 1);
     n = cut_top_p(s, c, n);
     n = cut_min_p(s, c, n);
     probabilities(c, n, (double)s->options.temperature);
-    const double u = (double)(l3_random(&s->state) >> 40) / 16777216.0;
+    const double u   = (double)(l3_random(&s->state) >> 40) / 16777216.0;
     double       sum = c[0].p;
     for (; i + 1 < n && sum <= u; sum += c[++i].p) keep_margin(s, sum - u);
     if (i + 1 < n) keep_margin(s, sum - u);
@@ -137,9 +140,9 @@ static void pair_accept(pair *p, const int32_t *ids, size_t n) {
 
 /* 1: the same; 0: not, and it was not a matter of rounding. */
 static int pair_sample(pair *p, const float *logits, int32_t *id) {
-    l3_error       err;
-    const int      code = l3_sample(p->sampler, logits, id, &err);
-    const int32_t  want = naive_sample(&p->naive, logits);
+    l3_error      err;
+    const int     code = l3_sample(p->sampler, logits, id, &err);
+    const int32_t want = naive_sample(&p->naive, logits);
     CHECK(p->sampler->state == p->naive.state); /* one draw, one number */
     if (want < 0) return CHECK_EQ(code, L3_ERR_NUMBER) && CHECK(err.code == code && err.text[0]);
     return CHECK_EQ(code, L3_OK) && (*id == want || p->naive.margin < 1e-5 || CHECK_EQ(*id, want));
@@ -163,22 +166,23 @@ static void random_logits(test_rng *r, uint32_t kind, float *logits, uint32_t n)
 }
 
 static l3_sampling random_options(test_rng *r, uint32_t vocab) {
-    static const float temperatures[] = {0, 0.3f, 0.8f, 1, 2.5f}, ps[] = {0, 0.1f, 0.5f, 0.95f, 1}, penalties[] = {1, 1, 1.1f, 2, 0.7f};
-    l3_sampling        o = l3_sampling_defaults();
-    o.temperature        = temperatures[test_below(r, 5)];
-    o.top_k              = test_below(r, 2) ? test_below(r, vocab + 3) : 0;
-    o.top_p              = ps[test_below(r, 5)];
-    o.min_p              = test_below(r, 2) ? ps[test_below(r, 5)] : 0;
-    o.repeat_penalty     = penalties[test_below(r, 5)];
-    o.repeat_last_n      = test_below(r, 3) ? test_below(r, 70) : 0;
-    o.seed               = test_random(r);
+    static const float temperatures[] = {0, 0.3f, 0.8f, 1, 2.5f}, ps[] = {0, 0.1f, 0.5f, 0.95f, 1},
+                       penalties[] = {1, 1, 1.1f, 2, 0.7f};
+    l3_sampling o                  = l3_sampling_defaults();
+    o.temperature                  = temperatures[test_below(r, 5)];
+    o.top_k                        = test_below(r, 2) ? test_below(r, vocab + 3) : 0;
+    o.top_p                        = ps[test_below(r, 5)];
+    o.min_p                        = test_below(r, 2) ? ps[test_below(r, 5)] : 0;
+    o.repeat_penalty               = penalties[test_below(r, 5)];
+    o.repeat_last_n                = test_below(r, 3) ? test_below(r, 70) : 0;
+    o.seed                         = test_random(r);
     return o;
 }
 
 TEST(against_naive) {
-    const int  turns  = test_flag("L3_LONG") ? 20000 : 1500;
-    test_rng   r      = {1};
-    long       unsure = 0, all = 0;
+    const int   turns  = test_flag("L3_LONG") ? 20000 : 1500;
+    test_rng    r      = {1};
+    long        unsure = 0, all = 0;
     static pair p;
     for (int turn = 0; turn < turns; turn++) {
         const uint32_t    vocab = turn % 10 == 0 ? 1 : 1 + test_below(&r, turn % 3 ? 20 : MAX_VOCAB);
@@ -194,8 +198,10 @@ TEST(against_naive) {
             unsure += p.naive.margin < 1e-5;
             pair_accept(&p, &id, 1);
         }
-        if (!ok) fprintf(stderr, "    turn %d: vocab %u, temperature %g, k %u, p %g, min %g, penalty %g over %u\n", turn, vocab, (double)o.temperature,
-                         o.top_k, (double)o.top_p, (double)o.min_p, (double)o.repeat_penalty, o.repeat_last_n);
+        if (!ok)
+            fprintf(stderr, "    turn %d: vocab %u, temperature %g, k %u, p %g, min %g, penalty %g over %u\n", turn,
+                    vocab, (double)o.temperature, o.top_k, (double)o.top_p, (double)o.min_p, (double)o.repeat_penalty,
+                    o.repeat_last_n);
         pair_close(&p);
     }
     if (test_verbose()) fprintf(stderr, "  %ld draws, %ld too near to another answer\n", all, unsure);
@@ -214,10 +220,13 @@ static int sample_once(l3_sampling o, const float *logits, uint32_t vocab, int32
 }
 
 TEST(numbers_that_are_none) {
-    const float bad[4][3] = {{1, INFINITY, 2}, {(float)NAN, (float)NAN, (float)NAN}, {-INFINITY, -INFINITY, -INFINITY}, {(float)NAN, -INFINITY, INFINITY}};
+    const float bad[4][3] = {{1, INFINITY, 2},
+                             {(float)NAN, (float)NAN, (float)NAN},
+                             {-INFINITY, -INFINITY, -INFINITY},
+                             {(float)NAN, -INFINITY, INFINITY}};
     const float good[3]   = {(float)NAN, -INFINITY, -1e30f};
     for (int greedy = 0; greedy < 2; greedy++) {
-        l3_sampling o = l3_sampling_defaults();
+        l3_sampling o  = l3_sampling_defaults();
         int32_t     id = -7;
         if (greedy) o.temperature = 0;
         for (int i = 0; i < 4; i++) CHECK_EQ(sample_once(o, bad[i], 3, &id), L3_ERR_NUMBER);
@@ -247,7 +256,7 @@ TEST(defaults) {
 TEST(recent_tokens) {
     const float   logits[4] = {2.0f, 1.5f, 1.2f, -3};
     static pair   p;
-    l3_sampling   o = l3_sampling_defaults();
+    l3_sampling   o      = l3_sampling_defaults();
     const int32_t seen[] = {0, 1, 2, 3, 3, 3};
     const int32_t want[] = {0, 1, 2, 0, 0, 1, 2}; /* after that many tokens */
     int32_t       id;
@@ -269,14 +278,14 @@ TEST(frequencies) {
     float       logits[V];
     double      p[V], total = 0, chi = 0;
     long        count[V] = {0};
-    test_rng    r = {3};
+    test_rng    r        = {3};
     static pair s;
     l3_sampling o = l3_sampling_defaults();
     int32_t     id;
     o.top_k = 0, o.top_p = 1, o.min_p = 0, o.seed = 42;
     REQUIRE(pair_open(&s, &o, V));
     for (int i = 0; i < V; i++) {
-        logits[i] = (float)test_normal(&r);
+        logits[i]     = (float)test_normal(&r);
         total += p[i] = exp((double)logits[i] / (double)o.temperature);
     }
     for (int i = 0; i < DRAWS; i++)

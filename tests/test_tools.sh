@@ -137,7 +137,7 @@ limits() {
     generate -p "Once upon a time" -c 16 -t 0
     check "says that the context is full" eval 'ends 0 && says err "context is full"'
     generate -p "Once upon a time" -c 4
-    check "a prompt that does not fit" refused_after_seed
+    check "a prompt that does not fit" eval 'refused 1 && says err "context holds 4"'
     generate -c 1000000 -s 1
     check "a context that the model has not" refused 1
     generate -s 1 --source read --window 16
@@ -163,7 +163,6 @@ limits() {
         skip "no /dev/full"
     fi
 }
-refused_after_seed() { ends 1 && silent out && says err "context holds 4"; }
 
 greedy() {
     if ! command -v python3 >/dev/null || [ ! -f "$fixtures/stories-l3.greedy.json" ]; then
@@ -276,7 +275,7 @@ bad_files() {
     head -c 3000000 "$model" >"$work/data.gguf"
     echo "no model at all, but long enough to be one" >"$work/text.gguf"
     for file in no-such-file folder empty.gguf head.gguf keys.gguf data.gguf text.gguf; do
-        for program in "generate -s 1" "l3-eval --encode $work/lines" "l3-eval --text $work/lines" "l3-inspect" "l3-inspect --json --verify" "l3-bench -p 1 -n 1"; do
+        for program in "generate" "l3-eval --encode $work/lines" "l3-eval --text $work/lines" "l3-inspect" "l3-inspect --json --verify" "l3-bench -p 1 -n 1"; do
             # shellcheck disable=SC2086
             set -- $program
             tool=$1
