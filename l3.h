@@ -160,7 +160,8 @@ typedef enum l3_file_mode {
 } l3_file_mode;
 
 /* Opens the file at path (UTF-8) and fills file->source. Reads of one source may run in several threads at once.
- * L3_ERR_IO with errno (GetLastError() on Windows) in err->io. */
+ * L3_ERR_IO with -errno (-GetLastError() on Windows), or 0, in err->io; the same from reads that fail. A mapped file that
+ * becomes shorter while it is used ends the program, as with every mapping. */
 L3_API int  l3_source_open_file(l3_file *file, const char *path, l3_file_mode mode, l3_error *err);
 L3_API void l3_source_close_file(l3_file *file);
 #endif
@@ -1240,7 +1241,8 @@ L3__FN int l3__read_file(void *user, uint64_t off, void *dst, size_t n) {
         memset(&at, 0, sizeof at);
         at.Offset     = (DWORD)(off & 0xffffffffu);
         at.OffsetHigh = (DWORD)(off >> 32);
-        if (!ReadFile((HANDLE)f->handle, p, want, &got, &at) || got == 0) return -(int)GetLastError() - 1;
+        if (!ReadFile((HANDLE)f->handle, p, want, &got, &at)) return -(int)GetLastError();
+        if (got == 0) return -(int)ERROR_HANDLE_EOF; /* the file has become shorter */
         p += got, n -= got, off += got;
     }
     return 0;
@@ -1251,13 +1253,13 @@ L3_API int l3_source_open_file(l3_file *f, const char *path, l3_file_mode mode, 
     LARGE_INTEGER size;
     memset(f, 0, sizeof *f);
     if (MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, path, -1, wide, 4096) == 0)
-        return l3__open_error(err, (int)GetLastError(), "the path is no valid UTF-8 or too long", path);
+        return l3__open_error(err, -(int)GetLastError(), "the path is no valid UTF-8 or too long", path);
     const HANDLE h = CreateFileW(wide, GENERIC_READ, FILE_SHARE_READ, NULL, OPEN_EXISTING, FILE_ATTRIBUTE_NORMAL, NULL);
-    if (h == INVALID_HANDLE_VALUE) return l3__open_error(err, (int)GetLastError(), "cannot be opened", path);
+    if (h == INVALID_HANDLE_VALUE) return l3__open_error(err, -(int)GetLastError(), "cannot be opened", path);
     f->handle = (intptr_t)h;
     if (!GetFileSizeEx(h, &size) || size.QuadPart == 0) {
         CloseHandle(h);
-        return l3__open_error(err, (int)GetLastError(), "is empty or no regular file", path);
+        return l3__open_error(err, 0, "is empty or no regular file", path);
     }
     f->source.user = f;
     f->source.size = (uint64_t)size.QuadPart;
@@ -1321,10 +1323,11 @@ L3_API int l3_source_open_file(l3_file *f, const char *path, l3_file_mode mode, 
     struct stat st;
     memset(f, 0, sizeof *f);
     const int fd = open(path, O_RDONLY);
-    if (fd < 0) return l3__open_error(err, errno, errno == ENOENT ? "no such file" : "cannot be opened", path);
-    if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || st.st_size <= 0) {
+    if (fd < 0) return l3__open_error(err, -errno, errno == ENOENT ? "no such file" : "cannot be opened", path);
+    const int failed = fstat(fd, &st) != 0 ? -errno : 0;
+    if (failed || !S_ISREG(st.st_mode) || st.st_size <= 0) {
         close(fd);
-        return l3__open_error(err, errno, "is empty or no regular file", path);
+        return l3__open_error(err, failed, "is empty or no regular file", path);
     }
     f->handle      = fd;
     f->view        = (intptr_t)sysconf(_SC_PAGESIZE);

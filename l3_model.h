@@ -169,7 +169,8 @@ typedef int (*l3_write_fn)(void *user, const void *bytes, size_t n);
 L3_API uint64_t l3_session_save_size(const l3_session *session);
 L3_API int      l3_session_save(const l3_session *session, l3_write_fn write, void *user, l3_error *err);
 /* Puts a session of the same model, the same kv_type and enough context where the saved one was. The snapshot is checked
- * first (one pass over it), so an error leaves the session as it was. L3_ERR_MISMATCH, L3_ERR_CHECKSUM, L3_ERR_FORMAT. */
+ * first (one pass over it), so an error leaves the session as it was; only a source that fails or changes between that
+ * pass and the next leaves it empty. L3_ERR_MISMATCH, L3_ERR_CHECKSUM, L3_ERR_FORMAT, L3_ERR_IO. */
 L3_API int l3_session_load(l3_session *session, const l3_source *snapshot, l3_error *err);
 
 /* An l3_write_fn into memory, user being an l3_buffer: fails with -1 when it is full. */

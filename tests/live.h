@@ -6,25 +6,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-typedef struct live_block {
-    unsigned char *whole, *mem;
-} live_block;
+#include "guard.h"
 
-/* Exactly so many bytes after the aligned start, so that AddressSanitizer sees every step beyond them. */
-static inline live_block live_alloc(size_t size) {
-    live_block b;
-    b.whole = (unsigned char *)malloc(size + L3_ALIGN);
-    if (!b.whole) abort();
-    b.mem = b.whole + (L3_ALIGN - (uintptr_t)b.whole % L3_ALIGN) % L3_ALIGN;
-    memset(b.mem, 0xff, size);
-    return b;
+/* Whether a failure says so in full. */
+static inline int error_sound(int code, const l3_error *err) {
+    return code < 0 && code >= L3_ERR_NUMBER && err->code == code && err->text[0] &&
+           memchr(err->text, 0, sizeof err->text);
 }
 
-/* A success, or a failure that says so in full. */
-static inline int live_sound(int code, const l3_error *err) {
-    return code == L3_OK || (code < 0 && code >= L3_ERR_NUMBER && err->code == code && err->text[0] &&
-                             memchr(err->text, 0, sizeof err->text));
-}
+static inline int live_sound(int code, const l3_error *err) { return code == L3_OK || error_sound(code, err); }
 
 typedef struct live_limits {
     size_t memory; /* of any one block */
@@ -41,8 +31,8 @@ static inline int live_text(const l3_model *model, const char *text, size_t n, c
     const char    *piece;
     size_t         count = 0, length;
     if (size == 0 || size > limits->memory) return 1;
-    live_block b    = live_alloc(size);
-    int        code = l3_tokenizer_init(&t, model, n, b.mem, size, &err), ok = live_sound(code, &err);
+    guard b    = guard_new(size, L3_ALIGN, 0xff);
+    int   code = l3_tokenizer_init(&t, model, n, b.mem, size, &err), ok = live_sound(code, &err);
     for (int flags = 0; ok && code == L3_OK && flags < 8; flags++) {
         const int made = l3_tokenize(t, text, n, flags, ids, 256, &count, &err);
         ok             = live_sound(made, &err);
@@ -50,8 +40,7 @@ static inline int live_text(const l3_model *model, const char *text, size_t n, c
             ok = live_sound(l3_detokenize(t, ids[i], &piece, &length, &err), &err);
         l3_detokenize_end(t, &piece, &length);
     }
-    free(b.whole);
-    return ok;
+    return guard_free(&b) && ok;
 }
 
 static inline int live_snapshot(l3_session *s) {
@@ -82,13 +71,12 @@ static inline int live_session(const l3_model *model, const live_limits *limits)
     c.work.window     = limits->window ? l3_session_window_min(model) + limits->window : 0;
     const size_t size = l3_session_size(model, &c);
     if (size == 0 || size > limits->memory) return 1;
-    live_block b  = live_alloc(size);
-    int        ok = live_sound(l3_session_init(&s, model, &c, b.mem, size, &err), &err);
-    ok            = ok && live_sound(l3_prefill(s, ids, c.context < 5 ? c.context : 5, NULL, &err), &err);
-    ok            = ok && live_sound(l3_decode(s, 1 % (last + 1), &err), &err);
-    ok            = ok && live_snapshot(s);
-    free(b.whole);
-    return ok;
+    guard b  = guard_new(size, L3_ALIGN, 0xff);
+    int   ok = live_sound(l3_session_init(&s, model, &c, b.mem, size, &err), &err);
+    ok       = ok && live_sound(l3_prefill(s, ids, c.context < 5 ? c.context : 5, NULL, &err), &err);
+    ok       = ok && live_sound(l3_decode(s, 1 % (last + 1), &err), &err);
+    ok       = ok && live_snapshot(s);
+    return guard_free(&b) && ok;
 }
 
 /* Opens a source and lives with it. *code is what opening gave. */
@@ -100,16 +88,15 @@ static inline int live(const l3_source *source, const char *text, size_t n, cons
     *code = l3_model_size(source, NULL, &size, err);
     if (*code != L3_OK) return live_sound(*code, err);
     if (size > limits->memory) return 1;
-    live_block b = live_alloc(size);
-    *code        = l3_model_open(&model, source, NULL, b.mem, size, err);
-    int ok       = live_sound(*code, err);
+    guard b = guard_new(size, L3_ALIGN, 0xff);
+    *code   = l3_model_open(&model, source, NULL, b.mem, size, err);
+    int ok  = live_sound(*code, err);
     if (*code == L3_OK) {
         l3_error inner;
         ok = live_sound(l3_model_verify(model, &inner), &inner) && live_text(model, text, n, limits);
         if (ok && l3_model_info(model)->kind == L3_KIND_MODEL) ok = live_session(model, limits);
     }
-    free(b.whole);
-    return ok;
+    return guard_free(&b) && ok;
 }
 
 #endif

@@ -4,6 +4,7 @@
 #define TEST_MODEL_H
 
 #include "guard.h"
+#include "live.h"
 #include "mock.h"
 #include "test.h"
 
@@ -51,12 +52,6 @@ typedef struct rig {
     l3_model *model;
     l3_error  err;
 } rig;
-
-/* Whether a failure says so in full. */
-static inline int error_sound(int code, const l3_error *err) {
-    return code < 0 && code >= L3_ERR_NUMBER && err->code == code && err->text[0] &&
-           memchr(err->text, 0, sizeof err->text);
-}
 
 /* The rig must not move while it is used. On failure there is nothing to close. */
 static inline int rig_open(rig *r, file f, way w) {

@@ -304,9 +304,9 @@ TEST(large_vocabulary) {
 /* ---- everything once, through reads, as one call: for what the library must not do on the way ---- */
 
 typedef struct journey {
+    uint64_t model[600], session[40000], tokenizer[5000], sampler[2000], snapshot[4000]; /* multiples of L3_ALIGN */
     file     f;
     mock     mock;
-    uint64_t model[600], session[40000], tokenizer[5000], sampler[2000], snapshot[4000];
     int      code, step;
 } journey;
 

@@ -249,7 +249,11 @@ TEST(ties_go_to_the_lowest_id) {
 
 TEST(defaults) {
     const l3_sampling o = l3_sampling_defaults();
-    CHECK(o.temperature == 0.8f && o.top_k == 40 && o.top_p == 0.95f && o.min_p == 0.05f && o.repeat_penalty == 1.0f);
+    CHECK_NEAR(o.temperature, 0.8, 1e-7);
+    CHECK_NEAR(o.top_p, 0.95, 1e-7);
+    CHECK_NEAR(o.min_p, 0.05, 1e-7);
+    CHECK_NEAR(o.repeat_penalty, 1, 0);
+    CHECK_EQ(o.top_k, 40);
 }
 
 /* The penalty covers the last repeat_last_n tokens and no more. */
