@@ -89,26 +89,28 @@ L3_API uint32_t l3_version(void);
 
 /* >>status --------------------------------------------------------------------------------------------------------- */
 
-#define L3_STATUS_LIST(X)                                                                    \
-    X(L3_OK, 0, "ok")                                                                        \
-    X(L3_ERR_ARGUMENT, -1, "an argument is outside its range")                               \
-    X(L3_ERR_MEMORY, -2, "a memory block is too small or not aligned")                       \
-    X(L3_ERR_IO, -3, "reading from the source failed")                                       \
-    X(L3_ERR_FORMAT, -4, "the file is damaged or not what it says it is")                    \
-    X(L3_ERR_UNSUPPORTED, -5, "the file asks for something that this version cannot do")     \
-    X(L3_ERR_TOKEN, -6, "a token ID is outside the vocabulary")                              \
-    X(L3_ERR_CONTEXT, -7, "the context is full")                                             \
-    X(L3_ERR_CANCELLED, -8, "stopped by the caller's progress callback")                     \
-    X(L3_ERR_CHECKSUM, -9, "bytes do not match their checksum")                              \
-    X(L3_ERR_MISMATCH, -10, "a snapshot of another model or of a session of another shape")  \
+#define L3_STATUS_LIST(X)                                                                   \
+    X(L3_OK, 0, "ok")                                                                       \
+    X(L3_ERR_ARGUMENT, -1, "an argument is outside its range")                              \
+    X(L3_ERR_MEMORY, -2, "a memory block is too small or not aligned")                      \
+    X(L3_ERR_IO, -3, "reading from the source failed")                                      \
+    X(L3_ERR_FORMAT, -4, "the file is damaged or not what it says it is")                   \
+    X(L3_ERR_UNSUPPORTED, -5, "the file asks for something that this version cannot do")    \
+    X(L3_ERR_TOKEN, -6, "a token ID is outside the vocabulary")                             \
+    X(L3_ERR_CONTEXT, -7, "the context is full")                                            \
+    X(L3_ERR_CANCELLED, -8, "stopped by the caller's progress callback")                    \
+    X(L3_ERR_CHECKSUM, -9, "bytes do not match their checksum")                             \
+    X(L3_ERR_MISMATCH, -10, "a snapshot of another model or of a session of another shape") \
     X(L3_ERR_NUMBER, -11, "the logits hold no finite maximum")
 
+/* clang-format off */
 typedef enum l3_status {
 #define L3__STATUS(name, code, text) name = code,
     L3_STATUS_LIST(L3__STATUS)
 #undef L3__STATUS
     L3__STATUS_END = 1
 } l3_status;
+/* clang-format on */
 
 /* What went wrong. Owned by the caller; untouched on success. */
 typedef struct l3_error {
@@ -247,8 +249,8 @@ typedef struct l3_lookup {
     float    score_scale;
     float    norm_epsilon; /* of the query, key and up norms; above 0                                   */
 
-    l3_tensor offsets; /* (1, vocab + 1) I32: rows of token t are offsets[t] ... offsets[t + 1] - 1     */
-    l3_tensor rows;    /* (v, key_length [+ value_length unless tied]): key, then value                 */
+    l3_tensor offsets;           /* (1, vocab + 1) I32: rows of token t are offsets[t] ... offsets[t + 1] - 1     */
+    l3_tensor rows;              /* (v, key_length [+ value_length unless tied]): key, then value                 */
     l3_tensor query_norm_weight; /* (1, key_length), or absent: ones                                    */
     l3_tensor up;                /* (up_length, value_length), or absent                                */
     l3_tensor up_norm_weight;    /* (1, up_length), or absent: ones                                     */
@@ -326,11 +328,11 @@ L3_API l3_stats l3_work_stats(const l3_work *work);
 typedef struct l3_alloc l3_alloc;
 
 typedef struct l3_alloc_report {
-    uint64_t tokens;         /* tokens given                                                                     */
-    uint64_t documents;      /* documents with at least one token                                                */
-    uint64_t codewords;      /* in the dictionary, single tokens included                                        */
-    uint64_t full_after;     /* tokens that had been given when the dictionary was full; 0: it never was         */
-    uint64_t placed_by_code; /* rows placed by codewords, beyond the first row of each token                     */
+    uint64_t tokens;              /* tokens given                                                                     */
+    uint64_t documents;           /* documents with at least one token                                                */
+    uint64_t codewords;           /* in the dictionary, single tokens included                                        */
+    uint64_t full_after;          /* tokens that had been given when the dictionary was full; 0: it never was         */
+    uint64_t placed_by_code;      /* rows placed by codewords, beyond the first row of each token                     */
     uint64_t placed_by_frequency; /* rows placed by token frequency when the codewords had run out               */
 } l3_alloc_report;
 
@@ -415,7 +417,7 @@ L3__FN char *l3__put_text(char *p, const char *end, const char *s) {
 
 L3__FN char *l3__put_number(char *p, const char *end, uint64_t v) {
     char digits[21];
-    int  i = 20;
+    int  i    = 20;
     digits[i] = '\0';
     do digits[--i] = (char)('0' + (int)(v % 10));
     while ((v /= 10) != 0);
@@ -431,7 +433,7 @@ L3__FN int l3__fail(l3_error *err, int code, uint64_t offset, const char *format
     err->offset  = offset;
     err->text[0] = '\0';
 #ifndef L3_NO_ERROR_TEXT
-    char       *p = err->text;
+    char       *p   = err->text;
     const char *end = err->text + sizeof err->text - 1;
     va_list     args;
     va_start(args, format);
@@ -624,7 +626,7 @@ L3__FN const uint8_t *l3__peek(l3__reader *r, uint64_t off, size_t n, l3_error *
     if (off < r->at || end > r->at + r->have) {
         const uint64_t mask = l3__align_of(s) - 1, start = off & ~mask, left = s->size - start;
         const size_t   room = r->capacity & ~(size_t)mask, size = left < room ? (size_t)left : room;
-        r->have             = 0;
+        r->have = 0;
         if (l3__read(s, start, size, r->buffer, &p, err) != L3_OK) return NULL;
         r->at   = start;
         r->have = size;
@@ -649,6 +651,7 @@ L3__FN l3__reader l3__stack_reader(const l3_source *s, l3__stack_buffer *b) {
 }
 
 L3_API uint32_t l3_crc32(uint32_t crc, const void *bytes, size_t n) {
+    /* clang-format off */
     static const uint32_t table[256] = {
         0x00000000, 0x77073096, 0xee0e612c, 0x990951ba, 0x076dc419, 0x706af48f, 0xe963a535, 0x9e6495a3,
         0x0edb8832, 0x79dcb8a4, 0xe0d5e91e, 0x97d2d988, 0x09b64c2b, 0x7eb17cbd, 0xe7b82d07, 0x90bf1d91,
@@ -683,6 +686,7 @@ L3_API uint32_t l3_crc32(uint32_t crc, const void *bytes, size_t n) {
         0xbdbdf21c, 0xcabac28a, 0x53b39330, 0x24b4a3a6, 0xbad03605, 0xcdd70693, 0x54de5729, 0x23d967bf,
         0xb3667a2e, 0xc4614ab8, 0x5d681b02, 0x2a6f2b94, 0xb40bbe37, 0xc30c8ea1, 0x5a05df1b, 0x2d02ef8d
     };
+    /* clang-format on */
     const uint8_t *p = (const uint8_t *)bytes;
     crc              = ~crc;
     while (n--) crc = table[(crc ^ *p++) & 0xff] ^ crc >> 8;
@@ -702,13 +706,13 @@ L3__INLINE float l3__expf(float x) {
     const float   n       = shifted - 12582912.0f;
     const float   r       = x - n * 0.693359375f + n * 2.12194440e-4f;
     float         p       = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    const int32_t half = k / 2; /* two factors, as 2^128 is no float */
+    p                     = p * r + 1.3981999507e-3f;
+    p                     = p * r + 8.3334519073e-3f;
+    p                     = p * r + 4.1665795894e-2f;
+    p                     = p * r + 1.6666665459e-1f;
+    p                     = p * r + 5.0000001201e-1f;
+    p                     = p * r * r + r + 1.0f;
+    const int32_t half    = k / 2; /* two factors, as 2^128 is no float */
     return p * l3__as_float((uint32_t)(half + 127) << 23) * l3__as_float((uint32_t)(k - half + 127) << 23);
 }
 
@@ -776,7 +780,7 @@ typedef void (*l3__unpack_fn)(const uint8_t *row, uint32_t first, uint32_t n, fl
 /* Exact for every half, subnormal ones included: the exponent is rebased by a multiplication. */
 L3__INLINE float l3__from_f16(uint32_t h) {
     const uint32_t sign = (h & 0x8000) << 16, rest = (h & 0x7fff) << 13;
-    const float    f = l3__as_float(rest) * 5.192296858534828e33f; /* 2^112 */
+    const float    f    = l3__as_float(rest) * 5.192296858534828e33f; /* 2^112 */
     const uint32_t bits = (h & 0x7c00) == 0x7c00 ? rest | 0x7f800000u : l3__as_bits(f);
     return l3__as_float(bits | sign);
 }
@@ -830,10 +834,10 @@ L3__INLINE void l3__unpack_q6_k(const uint8_t *row, uint32_t first, uint32_t n, 
     const uint32_t half = first / 128 % 2, group = first / 32 % 4;
     const uint8_t *ql = row + half * 64 + group % 2 * 32, *qh = row + 128 + half * 32;
     const uint8_t *scales = row + 192 + half * 8 + group * 2;
-    const float    d = l3__from_f16(l3__le16(row + 208));
+    const float    d      = l3__from_f16(l3__le16(row + 208));
     for (uint32_t i = 0; i < n; i++) {
         const int low = group < 2 ? ql[i] & 15 : ql[i] >> 4, high = qh[i] >> (2 * group) & 3;
-        dst[i]        = d * (float)(int8_t)scales[i / 16] * (float)((low | high << 4) - 32);
+        dst[i] = d * (float)(int8_t)scales[i / 16] * (float)((low | high << 4) - 32);
     }
 }
 
@@ -973,6 +977,11 @@ L3__INLINE float l3__lanes_sum(const float *lane) {
 #define L3__UNROLL
 #endif
 
+L3__INLINE void l3__lanes_clear(float *lane) {
+    L3__UNROLL
+    for (int i = 0; i < L3__LANES; i++) lane[i] = 0;
+}
+
 L3__INLINE void l3__lanes_add32(float *lane, const float *a, const float *b) {
     L3__UNROLL
     for (int i = 0; i < L3__LANES; i++) lane[i] += a[i] * b[i];
@@ -995,8 +1004,8 @@ L3__FN float l3__dot(const float *a, const float *b, uint32_t n) {
 
 /* Y = X W^T for rows of one weight type: w (rows, cols), x (n, cols) with stride xs, y (n, rows) with stride ys.
  * Every y is one dot product in the order above, whatever n is. */
-typedef void (*l3__matmul_fn)(const uint8_t *w, size_t row_bytes, uint32_t rows, uint32_t cols, const float *x, size_t xs,
-                              uint32_t n, float *y, size_t ys);
+typedef void (*l3__matmul_fn)(const uint8_t *w, size_t row_bytes, uint32_t rows, uint32_t cols, const float *x,
+                              size_t xs, uint32_t n, float *y, size_t ys);
 
 /* One row against `count` positions, 1 or 4: a row of weights is unpacked once for four positions. */
 L3__INLINE void l3__dot_row(l3__unpack_fn unpack, const uint8_t *row, uint32_t cols, const float *x, size_t xs,
@@ -1004,9 +1013,7 @@ L3__INLINE void l3__dot_row(l3__unpack_fn unpack, const uint8_t *row, uint32_t c
     float    lane[4][L3__LANES], w[32];
     uint32_t i = 0;
     L3__UNROLL
-    for (int p = 0; p < count; p++)
-        L3__UNROLL
-        for (int j = 0; j < L3__LANES; j++) lane[p][j] = 0;
+    for (int p = 0; p < count; p++) l3__lanes_clear(lane[p]);
     for (; i + 32 <= cols; i += 32) {
         unpack(row, i, 32, w);
         L3__UNROLL
@@ -1030,10 +1037,10 @@ L3__INLINE void l3__matmul_by(l3__unpack_fn unpack, const uint8_t *w, size_t row
 }
 
 /* A matmul for each type, with the unpacking inlined. */
-#define L3__MATMUL(name)                                                                                             \
+#define L3__MATMUL(name)                                                                                            \
     L3__FN void l3__matmul_##name(const uint8_t *w, size_t row_bytes, uint32_t rows, uint32_t cols, const float *x, \
-                                  size_t xs, uint32_t n, float *y, size_t ys) {                                      \
-        l3__matmul_by(l3__unpack_##name, w, row_bytes, rows, cols, x, xs, n, y, ys);                                 \
+                                  size_t xs, uint32_t n, float *y, size_t ys) {                                     \
+        l3__matmul_by(l3__unpack_##name, w, row_bytes, rows, cols, x, xs, n, y, ys);                                \
     }
 L3__MATMUL(f32)
 L3__MATMUL(f16)
@@ -1095,7 +1102,7 @@ struct l3_pool {
     pthread_cond_t  wake, left;
     pthread_t       threads[L3_MAX_THREADS];
     uint32_t        workers;
-    uint32_t        run; /* number of the current run, atomic */
+    uint32_t        run;          /* number of the current run, atomic */
     uint32_t        next, inside; /* atomic */
     bool            open, stop;
     uint32_t        n;
@@ -1127,7 +1134,7 @@ L3__FN void *l3__pool_thread(void *arg) {
         pthread_mutex_lock(&p->lock);
         while (p->run == seen && !p->stop) pthread_cond_wait(&p->wake, &p->lock);
         const bool stop = p->stop, join = p->open;
-        seen            = p->run;
+        seen = p->run;
         if (join) __atomic_fetch_add(&p->inside, 1, __ATOMIC_RELAXED);
         pthread_mutex_unlock(&p->lock);
         if (stop) return NULL;
@@ -1287,7 +1294,7 @@ L3_API void l3_source_close_file(l3_file *f) {
 
 L3__FN int l3__read_file(void *user, uint64_t off, void *dst, size_t n) {
     const l3_file *f = (const l3_file *)user;
-    uint8_t       *p = (uint8_t *)dst;
+    uint8_t *p = (uint8_t *)dst;
     while (n) {
         const size_t want = n > 0x40000000 ? 0x40000000 : n;
 #ifdef L3__HAVE_PREAD
@@ -1306,8 +1313,8 @@ L3__FN int l3__read_file(void *user, uint64_t off, void *dst, size_t n) {
 
 #ifdef POSIX_MADV_WILLNEED
 L3__FN void l3__hint_map(void *user, uint64_t off, size_t n) {
-    const l3_file  *f    = (const l3_file *)user;
-    const uintptr_t p    = (uintptr_t)f->mapping + (uintptr_t)off;
+    const l3_file *f = (const l3_file *)user;
+    const uintptr_t p = (uintptr_t)f->mapping + (uintptr_t)off;
     const uintptr_t skip = p & ((uintptr_t)f->view - 1); /* view: the page size */
     (void)posix_madvise((void *)(p - skip), n + (size_t)skip, POSIX_MADV_WILLNEED);
 }
@@ -1329,8 +1336,8 @@ L3_API int l3_source_open_file(l3_file *f, const char *path, l3_file_mode mode, 
         close(fd);
         return l3__open_error(err, failed, "is empty or no regular file", path);
     }
-    f->handle      = fd;
-    f->view        = (intptr_t)sysconf(_SC_PAGESIZE);
+    f->handle = fd;
+    f->view = (intptr_t)sysconf(_SC_PAGESIZE);
     f->source.user = f;
     f->source.size = (uint64_t)st.st_size;
     f->source.read = l3__read_file;
@@ -1340,7 +1347,7 @@ L3_API int l3_source_open_file(l3_file *f, const char *path, l3_file_mode mode, 
     if (mode == L3_FILE_MAP && f->source.size <= SIZE_MAX) {
         void *p = mmap(NULL, (size_t)f->source.size, PROT_READ, MAP_SHARED, fd, 0);
         if (p != MAP_FAILED) {
-            f->mapping    = p;
+            f->mapping = p;
             f->source.map = l3__map_file;
 #ifdef POSIX_MADV_WILLNEED
             f->source.hint = l3__hint_map;
@@ -1368,17 +1375,17 @@ L3_API void l3_source_close_file(l3_file *f) {
  * was used since it came goes to the front once more (the CLOCK policy with moving entries): whole blocks stay
  * contiguous, nothing fragments, and bookkeeping is one header an entry and a few hash buckets. */
 typedef struct l3__entry {
-    size_t   size;         /* of the entry with this header, a multiple of 8 */
-    size_t   next;         /* offset + 1 of the next entry in the hash bucket */
-    size_t   skip;         /* from the entry's start to the rows */
-    uint32_t layer;        /* UINT32_MAX: dead */
+    size_t   size;  /* of the entry with this header, a multiple of 8 */
+    size_t   next;  /* offset + 1 of the next entry in the hash bucket */
+    size_t   skip;  /* from the entry's start to the rows */
+    uint32_t layer; /* UINT32_MAX: dead */
     int32_t  token;
     uint32_t used, pinned; /* asked for again; being read or computed with, so it must stay where it is */
 } l3__entry;
 
 typedef struct l3__cache {
     unsigned char *bytes;
-    size_t         size; /* 0: no cache */
+    size_t         size;    /* 0: no cache */
     size_t        *buckets; /* offset + 1 of the first entry; a power of two of them */
     size_t         n_buckets;
     size_t         head, tail, end; /* next free byte; oldest entry; where the last round ended, if wrapped */
@@ -1498,7 +1505,7 @@ L3__FN void l3__cache_layout(l3__arena *a, l3__cache *c, size_t budget) {
 /* The positions of a batch that have the same token, and that token's rows in one layer. */
 typedef struct l3__group {
     int32_t  token;
-    uint32_t begin, end;      /* of l3_work.order */
+    uint32_t begin, end; /* of l3_work.order */
     uint32_t first_row, rows;
     uint32_t checksum;
 } l3__group;
@@ -1533,11 +1540,11 @@ struct l3_work {
     float *vector; /* (widest vector,) a norm's weight or bias while it is used */
     float *row;    /* (key_length + value_length,) one unpacked row */
     /* Scratch of one layer, each (batch, ...). A session shares these bytes with its attention and feed-forward. */
-    float *query; /* key_length */
-    float *sum;   /* value_length: rows weighted so far */
+    float *query;        /* key_length */
+    float *sum;          /* value_length: rows weighted so far */
     float *peak, *total; /* highest score so far, and the sum of e^(score - peak) */
-    float *mix;   /* up_length + key_length: u, then x */
-    float *out;   /* key_length */
+    float *mix;          /* up_length + key_length: u, then x */
+    float *out;          /* key_length */
 };
 
 L3__FN int l3__check_progress(const l3_work *w, l3_error *err) {
@@ -1563,7 +1570,7 @@ L3__FN void l3__need_window(uint64_t *min, const l3_tensor *t) {
 
 /* n bytes of a tensor from byte `at` on, valid until the window is used again. */
 L3__FN const uint8_t *l3__bytes(l3_work *w, const l3_tensor *t, uint64_t at, size_t n, l3_error *err) {
-    const uint8_t *p;
+    const uint8_t   *p;
     const l3_source *s = t->source;
     if (t->data) return (const uint8_t *)t->data + at;
     if (s->map && (p = (const uint8_t *)s->map(s->user, t->offset + at, n)) != NULL) return p;
@@ -1646,8 +1653,9 @@ L3__FN int l3__span(l3_work *w, uint32_t layer, int32_t token, uint32_t *first, 
     if (!p) return L3_ERR_IO;
     const uint32_t a = l3__le32(p), b = l3__le32(p + 4);
     if (a > b || b > l->row_count || (l->max_rows && b - a > l->max_rows))
-        return l3__fail(err, L3_ERR_FORMAT, l->offsets.offset, "lookup offsets of token %u are %u and %u; the table has %u rows",
-                        (uint32_t)token, a, b, l->row_count);
+        return l3__fail(err, L3_ERR_FORMAT, l->offsets.offset,
+                        "lookup offsets of token %u are %u and %u; the table has %u rows", (uint32_t)token, a, b,
+                        l->row_count);
     *first = a;
     *rows  = b - a;
     return L3_OK;
@@ -1655,8 +1663,8 @@ L3__FN int l3__span(l3_work *w, uint32_t layer, int32_t token, uint32_t *first, 
 
 /* Tensor i of a layer, for what concerns all of them; NULL after the last. */
 L3__FN const l3_tensor *l3__lookup_tensor(const l3_lookup *l, int i) {
-    const l3_tensor *all[8] = {&l->offsets,        &l->rows,         &l->query_norm_weight, &l->up,
-                               &l->up_norm_weight, &l->up_norm_bias, &l->mix,               &l->checksums};
+    const l3_tensor *all[8] = {&l->offsets,      &l->rows, &l->query_norm_weight, &l->up, &l->up_norm_weight,
+                               &l->up_norm_bias, &l->mix,  &l->checksums};
     return i < 8 ? all[i] : NULL;
 }
 
@@ -1734,7 +1742,8 @@ L3__FN unsigned char *l3__chunk_place(l3_work *w, l3__chunk *c, uint64_t bytes, 
     const l3_tensor *t     = &w->layers[c->layer].rows;
     const uint32_t   align = l3__align_of(t->source);
     if (c->row == 0)
-        c->entry = l3__cache_add(&w->cache, c->layer, w->groups[c->group].token, l3__window_for(t->source, bytes) + align);
+        c->entry =
+            l3__cache_add(&w->cache, c->layer, w->groups[c->group].token, l3__window_for(t->source, bytes) + align);
     if (!c->entry) {
         if (c->row == 0 && w->cache.size) w->stats.cache_misfits++;
         const uint32_t room = l3__rows_per_window(w, t);
@@ -1749,15 +1758,15 @@ L3__FN unsigned char *l3__chunk_place(l3_work *w, l3__chunk *c, uint64_t bytes, 
 /* Begins to bring in rows from (c->layer, c->group, c->row) on, into window `slot` if they are neither mapped nor go
  * through the cache; c->rows says how many. */
 L3__FN int l3__chunk_begin(l3_work *w, l3__chunk *c, int slot, l3_error *err) {
-    const l3_tensor *t     = &w->layers[c->layer].rows;
-    const l3_source *s     = t->source;
-    const l3__group *g     = &w->groups[c->group];
-    const uint64_t   row   = l3_row_bytes(t->type, t->cols), at = row * (g->first_row + c->row);
+    const l3_tensor *t   = &w->layers[c->layer].rows;
+    const l3_source *s   = t->source;
+    const l3__group *g   = &w->groups[c->group];
+    const uint64_t   row = l3_row_bytes(t->type, t->cols), at = row * (g->first_row + c->row);
     const uint64_t   bytes = row * (g->rows - c->row);
     int              io;
-    c->rows   = g->rows - c->row;
-    c->entry  = NULL;
-    c->active = true;
+    c->rows    = g->rows - c->row;
+    c->entry   = NULL;
+    c->active  = true;
     c->pending = c->fresh = false;
     if (c->row == 0) w->stats.lookups++, w->stats.row_bytes_asked += bytes;
     if (t->data) {
@@ -1765,14 +1774,15 @@ L3__FN int l3__chunk_begin(l3_work *w, l3__chunk *c, int slot, l3_error *err) {
         return L3_OK;
     }
     if (c->row == 0 && (c->entry = l3__cache_find(&w->cache, c->layer, g->token)) != NULL) {
-        void *e         = c->entry;
-        c->bytes        = (const uint8_t *)e + c->entry->skip;
-        c->entry->used  = 1;
+        void *e          = c->entry;
+        c->bytes         = (const uint8_t *)e + c->entry->skip;
+        c->entry->used   = 1;
         c->entry->pinned = 1;
         w->stats.cache_hits++;
         return L3_OK;
     }
-    if (s->map && bytes <= SIZE_MAX && (c->bytes = (const uint8_t *)s->map(s->user, t->offset + at, (size_t)bytes)) != NULL)
+    if (s->map && bytes <= SIZE_MAX &&
+        (c->bytes = (const uint8_t *)s->map(s->user, t->offset + at, (size_t)bytes)) != NULL)
         return L3_OK;
     unsigned char  *dst = l3__chunk_place(w, c, bytes, slot);
     const size_t    n   = (size_t)(c->rows * row);
@@ -1820,8 +1830,8 @@ L3__FN int l3__chunk_verify(l3_work *w, const l3__chunk *c, uint32_t *crc, l3_er
     *crc = l3_crc32(c->row == 0 ? 0 : *crc, c->bytes, (size_t)(row * c->rows));
     if (c->row + c->rows < g->rows || *crc == g->checksum) return L3_OK;
     return l3__fail(err, L3_ERR_CHECKSUM, l->rows.offset + row * g->first_row,
-                    "the rows of token %u (%u rows at byte %U) do not match their checksum", (uint32_t)g->token, g->rows,
-                    l->rows.offset + row * g->first_row);
+                    "the rows of token %u (%u rows at byte %U) do not match their checksum", (uint32_t)g->token,
+                    g->rows, l->rows.offset + row * g->first_row);
 }
 
 /* The chunk after c in its layer, or false. Groups without rows have none. */
@@ -1929,7 +1939,7 @@ L3__FN void l3__attend_chunk(l3_work *w, const l3__chunk *c) {
 /* sum (n, value_length) = softmax-weighted rows, each distinct token's rows brought in once. */
 L3__FN int l3__gather(l3_work *w, uint32_t layer, l3_error *err) {
     l3__chunk current = w->ahead, next;
-    uint32_t  crc = 0;
+    uint32_t  crc     = 0;
     int       slot = 1, code = L3_OK;
     bool      more = true;
     next.active    = false;
@@ -1967,10 +1977,8 @@ L3__FN int l3__make_queries(l3_work *w, const l3_lookup *l, const float *x, l3_e
     const int    code   = l->query_norm ? l3__load_weight(w, &l->query_norm_weight, &weight, err) : L3_OK;
     if (code != L3_OK) return code;
     for (uint32_t p = 0; p < w->n; p++) {
-        if (l->query_norm)
-            l3__rms_norm(x + p * d, weight, l->key_length, l->norm_epsilon, w->query + p * d);
-        else
-            memcpy(w->query + p * d, x + p * d, d * sizeof(float));
+        if (l->query_norm) l3__rms_norm(x + p * d, weight, l->key_length, l->norm_epsilon, w->query + p * d);
+        else memcpy(w->query + p * d, x + p * d, d * sizeof(float));
         w->peak[p]  = l3__as_float(0xff800000u); /* -infinity */
         w->total[p] = 0;
     }
@@ -2124,7 +2132,8 @@ L3_API size_t l3_work_size(const l3_lookup *layers, uint32_t n_layers, const l3_
 }
 
 L3__FN int l3__window_error(l3_error *err, uint64_t window, uint64_t least) {
-    return l3__fail(err, L3_ERR_ARGUMENT, 0, "a window of %U bytes is too small: the longest row needs %U", window, least);
+    return l3__fail(err, L3_ERR_ARGUMENT, 0, "a window of %U bytes is too small: the longest row needs %U", window,
+                    least);
 }
 
 L3_API int l3_work_init(l3_work **work, const l3_lookup *layers, uint32_t n_layers, const l3_work_config *config,
@@ -2154,30 +2163,31 @@ L3__FN void l3__check_place(l3__check *c, const l3_tensor *t, const char *name) 
     if (c->code != L3_OK || !t->source) return;
     if (!t->data && (c->code = l3__check_source(t->source, c->err)) != L3_OK) return;
     if (!l3__add(t->offset, l3__tensor_bytes(t), &end) || end > t->source->size)
-        c->code = l3__fail(c->err, L3_ERR_FORMAT, t->offset, "%s: %U bytes at %U lie beyond the source's end at %U", name,
-                           l3__tensor_bytes(t), t->offset, t->source->size);
+        c->code = l3__fail(c->err, L3_ERR_FORMAT, t->offset, "%s: %U bytes at %U lie beyond the source's end at %U",
+                           name, l3__tensor_bytes(t), t->offset, t->source->size);
 }
 
 /* A tensor's shape, type, block size and place; `name` is for the message. */
-L3__FN void l3__check_tensor(l3__check *c, const l3_tensor *t, const char *name, uint32_t rows, uint32_t cols, bool optional) {
+L3__FN void l3__check_tensor(l3__check *c, const l3_tensor *t, const char *name, uint32_t rows, uint32_t cols,
+                             bool optional) {
     if (c->code != L3_OK || (optional && !l3__present(t))) return;
-    if (!l3__present(t))
-        c->code = l3__fail(c->err, L3_ERR_FORMAT, 0, "%s is missing", name);
+    if (!l3__present(t)) c->code = l3__fail(c->err, L3_ERR_FORMAT, 0, "%s is missing", name);
     else if (t->rows != rows || t->cols != cols)
-        c->code = l3__fail(c->err, L3_ERR_FORMAT, t->offset, "%s is %u x %u; %u x %u is right", name, t->rows, t->cols, rows,
-                           cols);
+        c->code = l3__fail(c->err, L3_ERR_FORMAT, t->offset, "%s is %u x %u; %u x %u is right", name, t->rows, t->cols,
+                           rows, cols);
     else if (!l3__unpacker(t->type))
         c->code = l3__fail(c->err, L3_ERR_UNSUPPORTED, t->offset, "%s has type %u, which is not supported", name,
                            (uint32_t)t->type);
     else if (l3_row_bytes(t->type, t->cols) == 0)
-        c->code = l3__fail(c->err, L3_ERR_FORMAT, t->offset, "%s: rows of %u elements are no whole blocks of type %s", name,
-                           cols, l3_type_name(t->type));
+        c->code = l3__fail(c->err, L3_ERR_FORMAT, t->offset, "%s: rows of %u elements are no whole blocks of type %s",
+                           name, cols, l3_type_name(t->type));
     l3__check_place(c, t, name);
 }
 
 L3__FN void l3__check_i32(l3__check *c, const l3_tensor *t, const char *name, uint32_t cols) {
     if (c->code == L3_OK && (!l3__present(t) || t->type != L3_I32 || t->rows != 1 || t->cols != cols))
-        c->code = l3__fail(c->err, L3_ERR_FORMAT, t->offset, "%s must be there, of type i32, with %u elements", name, cols);
+        c->code =
+            l3__fail(c->err, L3_ERR_FORMAT, t->offset, "%s must be there, of type i32, with %u elements", name, cols);
     l3__check_place(c, t, name);
 }
 
@@ -2186,7 +2196,7 @@ L3__FN int l3__check_offsets(const l3_lookup *l, l3_error *err) {
     const l3_source  memory = l3_source_memory(l->offsets.data, (size_t)l->vocab * 4 + 4);
     const uint64_t   base   = l->offsets.data ? 0 : l->offsets.offset;
     l3__stack_buffer buffer;
-    l3__reader       r = l3__stack_reader(l->offsets.data ? &memory : l->offsets.source, &buffer);
+    l3__reader       r      = l3__stack_reader(l->offsets.data ? &memory : l->offsets.source, &buffer);
     uint32_t         before = 0;
     for (uint32_t t = 0; t <= l->vocab; t++) {
         const uint8_t *p = l3__peek(&r, base + (uint64_t)t * 4, 4, err);
@@ -2195,8 +2205,8 @@ L3__FN int l3__check_offsets(const l3_lookup *l, l3_error *err) {
         const bool     bad = t == 0 ? now != 0 : now < before || (l->max_rows && now - before > l->max_rows);
         if (bad || now > l->row_count || (t == l->vocab && now != l->row_count))
             return l3__fail(err, L3_ERR_FORMAT, l->offsets.offset + (uint64_t)t * 4,
-                            "lookup offset %u is %u after %u; they rise from 0 to %u, by at most %u a token", t, now, before,
-                            l->row_count, l->max_rows ? l->max_rows : l->row_count);
+                            "lookup offset %u is %u after %u; they rise from 0 to %u, by at most %u a token", t, now,
+                            before, l->row_count, l->max_rows ? l->max_rows : l->row_count);
         before = now;
     }
     return L3_OK;
@@ -2212,8 +2222,8 @@ L3_API int l3_lookup_check(const l3_lookup *l, l3_error *err) {
         return l3__fail(err, L3_ERR_FORMAT, 0, "tied rows need value_length %u to equal key_length %u", l->value_length,
                         l->key_length);
     if (!l3__present(&l->up) && l->up_length != l->value_length)
-        return l3__fail(err, L3_ERR_FORMAT, 0, "without lookup_up, up_length %u must equal value_length %u", l->up_length,
-                        l->value_length);
+        return l3__fail(err, L3_ERR_FORMAT, 0, "without lookup_up, up_length %u must equal value_length %u",
+                        l->up_length, l->value_length);
     if (!(l->norm_epsilon > 0) || !(l->norm_epsilon < 1) || !(l->score_scale > -1e9f) || !(l->score_scale < 1e9f))
         return l3__fail(err, L3_ERR_FORMAT, 0, "the norm epsilon or the score scale is no usable number");
     const uint32_t width = l->tied ? l->key_length : l->key_length + l->value_length;
@@ -2242,15 +2252,15 @@ typedef struct l3__codeword {
     uint32_t parent, token, count;
 } l3__codeword;
 
-#define L3__NONE UINT32_MAX
+#define L3__NONE          UINT32_MAX
 #define L3__COUNT_BUCKETS 65536u /* counts from here on share a bucket, which is sorted by comparison */
 
 struct l3_alloc {
     uint32_t        vocab, capacity, n, n_slots;
-    l3__codeword   *words;     /* (capacity,) in order of insertion */
-    uint32_t       *slots;     /* (n_slots,) node, or L3__NONE; later the order of placing */
-    uint32_t       *histogram; /* (L3__COUNT_BUCKETS + 1,) */
-    uint64_t       *frequency; /* (vocab,) */
+    l3__codeword   *words;         /* (capacity,) in order of insertion */
+    uint32_t       *slots;         /* (n_slots,) node, or L3__NONE; later the order of placing */
+    uint32_t       *histogram;     /* (L3__COUNT_BUCKETS + 1,) */
+    uint64_t       *frequency;     /* (vocab,) */
     uint32_t        node, pending; /* the match so far, and the token after it; L3__NONE: none */
     bool            in_document;
     l3_alloc_report report;
@@ -2276,7 +2286,8 @@ L3_API size_t l3_alloc_size(uint32_t vocab, uint32_t max_codewords) {
     return (size_t)l3__alloc_layout(&a, &x, vocab, max_codewords);
 }
 
-L3_API int l3_alloc_init(l3_alloc **alloc, uint32_t vocab, uint32_t max_codewords, void *mem, size_t size, l3_error *err) {
+L3_API int l3_alloc_init(l3_alloc **alloc, uint32_t vocab, uint32_t max_codewords, void *mem, size_t size,
+                         l3_error *err) {
     l3__arena a = {(unsigned char *)mem, 0, 0, false};
     if (vocab == 0 || max_codewords < vocab || max_codewords > INT32_MAX)
         return l3__fail(err, L3_ERR_ARGUMENT, 0, "%u codewords for a vocabulary of %u; at least one a token is right",
@@ -2302,8 +2313,7 @@ L3_API int l3_alloc_init(l3_alloc **alloc, uint32_t vocab, uint32_t max_codeword
 L3__FN uint32_t *l3__alloc_slot(const l3_alloc *x, uint32_t parent, uint32_t token) {
     const uint64_t hash = ((uint64_t)parent << 32 | token) * 0x9e3779b97f4a7c15u;
     uint32_t       i    = (uint32_t)(((hash >> 32) * x->n_slots) >> 32);
-    while (x->slots[i] != L3__NONE &&
-           (x->words[x->slots[i]].parent != parent || x->words[x->slots[i]].token != token))
+    while (x->slots[i] != L3__NONE && (x->words[x->slots[i]].parent != parent || x->words[x->slots[i]].token != token))
         if (++i == x->n_slots) i = 0;
     return &x->slots[i];
 }
@@ -2327,7 +2337,8 @@ L3__FN void l3__alloc_emit(l3_alloc *x, uint32_t *slot) {
 L3_API int l3_alloc_add(l3_alloc *x, const int32_t *tokens, size_t n, l3_error *err) {
     for (size_t i = 0; i < n; i++) {
         if (tokens[i] < 0 || (uint32_t)tokens[i] >= x->vocab)
-            return l3__fail(err, L3_ERR_TOKEN, 0, "token %U of this call is outside the vocabulary of %u", (uint64_t)i, x->vocab);
+            return l3__fail(err, L3_ERR_TOKEN, 0, "token %U of this call is outside the vocabulary of %u", (uint64_t)i,
+                            x->vocab);
         const uint32_t t = (uint32_t)tokens[i];
         x->frequency[t]++;
         x->report.tokens++;
@@ -2362,7 +2373,7 @@ L3_API void l3_alloc_end_document(l3_alloc *x) {
 L3__FN void l3__sort_by_count(uint32_t *index, uint32_t n, const l3__codeword *words, const uint64_t *frequency) {
     for (uint32_t gap = n / 2; gap > 0; gap = gap == 2 ? 1 : (uint32_t)(gap / 2.2))
         for (uint32_t i = gap; i < n; i++) {
-            const uint32_t a = index[i];
+            const uint32_t a   = index[i];
             const uint64_t key = words ? words[a].count : frequency[a];
             uint32_t       j   = i;
             for (; j >= gap; j -= gap) {
@@ -2410,12 +2421,12 @@ L3__FN void l3__alloc_fallback(l3_alloc *x, uint32_t left, uint32_t max_rows, in
     }
 }
 
-L3_API int l3_alloc_finish(l3_alloc *x, uint32_t row_count, uint32_t max_rows, int32_t *offsets, l3_alloc_report *report,
-                           l3_error *err) {
+L3_API int l3_alloc_finish(l3_alloc *x, uint32_t row_count, uint32_t max_rows, int32_t *offsets,
+                           l3_alloc_report *report, l3_error *err) {
     uint32_t left = row_count - x->vocab, sum = 0;
     if (row_count < x->vocab || row_count > INT32_MAX || (max_rows && row_count > (uint64_t)x->vocab * max_rows))
-        return l3__fail(err, L3_ERR_ARGUMENT, 0, "%u rows for %u tokens; one each and at most %U in all are right", row_count,
-                        x->vocab, max_rows ? (uint64_t)x->vocab * max_rows : (uint64_t)INT32_MAX);
+        return l3__fail(err, L3_ERR_ARGUMENT, 0, "%u rows for %u tokens; one each and at most %U in all are right",
+                        row_count, x->vocab, max_rows ? (uint64_t)x->vocab * max_rows : (uint64_t)INT32_MAX);
     l3_alloc_end_document(x);
     x->report.codewords = x->n;
     l3__alloc_order(x);

@@ -37,8 +37,19 @@ extern "C" {
 
 /* GGUF v3 metadata value types. */
 typedef enum l3_gguf_type {
-    L3_GGUF_U8, L3_GGUF_I8, L3_GGUF_U16, L3_GGUF_I16, L3_GGUF_U32, L3_GGUF_I32, L3_GGUF_F32, L3_GGUF_BOOL,
-    L3_GGUF_STRING, L3_GGUF_ARRAY, L3_GGUF_U64, L3_GGUF_I64, L3_GGUF_F64
+    L3_GGUF_U8,
+    L3_GGUF_I8,
+    L3_GGUF_U16,
+    L3_GGUF_I16,
+    L3_GGUF_U32,
+    L3_GGUF_I32,
+    L3_GGUF_F32,
+    L3_GGUF_BOOL,
+    L3_GGUF_STRING,
+    L3_GGUF_ARRAY,
+    L3_GGUF_U64,
+    L3_GGUF_I64,
+    L3_GGUF_F64
 } l3_gguf_type;
 
 /* One metadata key. Pointers are valid during the callback only. */
@@ -65,7 +76,8 @@ typedef struct l3_gguf_tensor {
 typedef struct l3_gguf_visitor {
     void *user;
     int (*key)(void *user, const l3_gguf_key *key);
-    int (*string)(void *user, uint64_t index, uint64_t offset, uint64_t length); /* items of the string array just told */
+    int (*string)(void *user, uint64_t index, uint64_t offset,
+                  uint64_t length); /* items of the string array just told */
     int (*tensor)(void *user, const l3_gguf_tensor *tensor);
     int (*data)(void *user, uint64_t start, uint64_t alignment); /* last: where the tensor data begin */
 } l3_gguf_visitor;
@@ -81,19 +93,19 @@ typedef enum l3_kind { L3_KIND_MODEL, L3_KIND_TOKENIZER, L3_KIND_ALLOCATION } l3
 typedef struct l3_info {
     l3_kind  kind;
     char     architecture[16];
-    char     name[64];                /* general.name, cut; "" if there is none */
-    uint32_t vocab, context;          /* tokens */
-    uint32_t dim, ffn_dim;            /* embedding_length, feed_forward_length */
+    char     name[64];       /* general.name, cut; "" if there is none */
+    uint32_t vocab, context; /* tokens */
+    uint32_t dim, ffn_dim;   /* embedding_length, feed_forward_length */
     uint32_t n_blocks, n_heads, n_kv_heads, head_dim;
-    uint32_t rope_dims;               /* of each head, rotated in adjacent pairs */
+    uint32_t rope_dims; /* of each head, rotated in adjacent pairs */
     double   rope_base;
     float    rms_epsilon;
-    uint32_t n_lookups;               /* L3 layers */
-    bool     tied_head;               /* the embedding is the head */
-    bool     has_tokenizer;           /* of a kind that l3_tokenizer knows */
+    uint32_t n_lookups;     /* L3 layers */
+    bool     tied_head;     /* the embedding is the head */
+    bool     has_tokenizer; /* of a kind that l3_tokenizer knows */
     bool     add_bos, add_space_prefix;
-    int32_t  bos, eos, unknown;       /* token IDs; -1: none */
-    uint32_t longest_piece;           /* bytes */
+    int32_t  bos, eos, unknown; /* token IDs; -1: none */
+    uint32_t longest_piece;     /* bytes */
     uint64_t file_bytes;
     bool     has_file_checksum;
 } l3_info;
@@ -110,8 +122,8 @@ L3_API int l3_model_size(const l3_source *source, const l3_model_config *config,
 /* mem: size bytes aligned to L3_ALIGN, used until the model is forgotten; there is nothing to free. *source is copied; what
  * it refers to must outlive the model. Every tensor's place, shape and type and every lookup offset is checked.
  * L3_ERR_FORMAT, L3_ERR_UNSUPPORTED, L3_ERR_CHECKSUM (required, and none), L3_ERR_IO, L3_ERR_MEMORY. */
-L3_API int l3_model_open(l3_model **model, const l3_source *source, const l3_model_config *config, void *mem, size_t size,
-                         l3_error *err);
+L3_API int            l3_model_open(l3_model **model, const l3_source *source, const l3_model_config *config, void *mem,
+                                    size_t size, l3_error *err);
 L3_API const l3_info *l3_model_info(const l3_model *model);
 /* Lookup layer i < n_lookups and the block that it follows, or NULL. block may be NULL. */
 L3_API const l3_lookup *l3_model_lookup(const l3_model *model, uint32_t i, uint32_t *block);
@@ -190,7 +202,8 @@ typedef struct l3_tokenizer l3_tokenizer;
  * mapped). A run ends where no piece of the vocabulary could go on, mostly at a space: texts are longer than their runs,
  * and their own length is always enough. 0 if the model has no tokenizer that is known here. */
 L3_API size_t l3_tokenizer_size(const l3_model *model, size_t run);
-L3_API int l3_tokenizer_init(l3_tokenizer **tokenizer, const l3_model *model, size_t run, void *mem, size_t size, l3_error *err);
+L3_API int    l3_tokenizer_init(l3_tokenizer **tokenizer, const l3_model *model, size_t run, void *mem, size_t size,
+                                l3_error *err);
 
 enum {
     L3_TEXT_SPECIAL  = 1, /* the text of control tokens ("<s>") means the token */
@@ -200,8 +213,8 @@ enum {
 
 /* ids (capacity,) gets the first capacity token IDs; *n is how many there are in all, and L3_ERR_MEMORY comes back if they
  * did not fit. ids may be NULL with capacity 0 to count. L3_ERR_MEMORY also for a run that is too long. */
-L3_API int l3_tokenize(l3_tokenizer *tokenizer, const char *text, size_t length, int flags, int32_t *ids, size_t capacity,
-                       size_t *n, l3_error *err);
+L3_API int l3_tokenize(l3_tokenizer *tokenizer, const char *text, size_t length, int flags, int32_t *ids,
+                       size_t capacity, size_t *n, l3_error *err);
 
 /* The text of the next token of a stream: *text (*n bytes, not terminated) is valid until the next call. Bytes of a UTF-8
  * character that is not yet complete are held back. The dummy space of the first piece after BOS is dropped. */
@@ -231,8 +244,8 @@ typedef struct l3_sampler l3_sampler;
 L3_API l3_sampling l3_sampling_defaults(void);
 /* 8 bytes a candidate (top_k, or vocab without it) and 8 a recent token, exact. 0 if out of range. */
 L3_API size_t l3_sampler_size(const l3_sampling *sampling, uint32_t vocab);
-L3_API int l3_sampler_init(l3_sampler **sampler, const l3_sampling *sampling, uint32_t vocab, void *mem, size_t size,
-                           l3_error *err);
+L3_API int    l3_sampler_init(l3_sampler **sampler, const l3_sampling *sampling, uint32_t vocab, void *mem, size_t size,
+                              l3_error *err);
 /* Tells which tokens came, for the repetition penalty: the prompt, and what was sampled. */
 L3_API void l3_sampler_accept(l3_sampler *sampler, const int32_t *tokens, size_t n);
 /* The next token: repetition penalty, top-k, top-p, min-p, temperature, then one draw from the cumulative distribution in
@@ -302,15 +315,14 @@ L3__FN void l3__scan_skip(l3__scan *s, uint64_t n) {
     uint64_t end;
     if (s->code != L3_OK) return;
     if (!l3__add(s->at, n, &end) || end > s->reader.source->size)
-        s->code = l3__fail(s->err, L3_ERR_FORMAT, s->at, "%U bytes at %U reach beyond the end of the file at %U", n, s->at,
-                           s->reader.source->size);
-    else
-        s->at = end;
+        s->code = l3__fail(s->err, L3_ERR_FORMAT, s->at, "%U bytes at %U reach beyond the end of the file at %U", n,
+                           s->at, s->reader.source->size);
+    else s->at = end;
 }
 
 /* A length and that many bytes, cut to what s->name holds. */
 L3__FN void l3__scan_name(l3__scan *s) {
-    const uint64_t n    = l3__scan_u64(s), start = s->at;
+    const uint64_t n = l3__scan_u64(s), start = s->at;
     const size_t   kept = n < sizeof s->name - 1 ? (size_t)n : sizeof s->name - 1;
     const uint8_t *p    = l3__scan_bytes(s, kept);
     if (p) memcpy(s->name, p, kept);
@@ -343,9 +355,7 @@ L3__FN void l3__scan_number(l3__scan *s, l3_gguf_key *k) {
     case L3_GGUF_I8:
     case L3_GGUF_I16:
     case L3_GGUF_I32: u = (u ^ sign) - sign; /* extends the sign */ /* fall through */
-    case L3_GGUF_I64:
-        k->number = u >> 63 ? -(double)(~u + 1) : (double)u;
-        break;
+    case L3_GGUF_I64: k->number = u >> 63 ? -(double)(~u + 1) : (double)u; break;
     default: k->number = (double)u;
     }
     k->integer = u;
@@ -373,8 +383,8 @@ L3__FN void l3__scan_array(l3__scan *s, l3_gguf_key *k) {
         l3__scan_skip(s, bytes);
         s->at = s->code == L3_OK ? start : s->at; /* the visitor is told before the items are passed */
     } else if (k->item_type != L3_GGUF_STRING || k->count > L3__MAX_STRINGS) {
-        s->code = l3__fail(s->err, L3_ERR_FORMAT, start, "key %s: an array of %U items of type %u cannot be read", s->name,
-                           k->count, (uint32_t)k->item_type);
+        s->code = l3__fail(s->err, L3_ERR_FORMAT, start, "key %s: an array of %U items of type %u cannot be read",
+                           s->name, k->count, (uint32_t)k->item_type);
     }
 }
 
@@ -398,12 +408,9 @@ L3__FN void l3__scan_key(l3__scan *s, const l3_gguf_visitor *v) {
     k.type            = l3__scan_type(s);
     k.count           = 1;
     k.offset          = s->at;
-    if (k.type == L3_GGUF_STRING)
-        l3__scan_string(s, &k);
-    else if (k.type == L3_GGUF_ARRAY)
-        l3__scan_array(s, &k);
-    else if (l3__gguf_size(k.type))
-        l3__scan_number(s, &k);
+    if (k.type == L3_GGUF_STRING) l3__scan_string(s, &k);
+    else if (k.type == L3_GGUF_ARRAY) l3__scan_array(s, &k);
+    else if (l3__gguf_size(k.type)) l3__scan_number(s, &k);
     else if (s->code == L3_OK)
         s->code = l3__fail(s->err, L3_ERR_FORMAT, at, "key %s has an unknown value type", s->name);
     if (s->code == L3_OK && v->key) s->code = v->key(v->user, &k);
@@ -416,7 +423,8 @@ L3__FN void l3__scan_tensor(l3__scan *s, const l3_gguf_visitor *v) {
     t.name   = s->name;
     t.n_dims = l3__scan_u32(s);
     if (s->code == L3_OK && (t.n_dims == 0 || t.n_dims > 4))
-        s->code = l3__fail(s->err, L3_ERR_FORMAT, s->at, "tensor %s has %u dimensions; 1 to 4 are right", s->name, t.n_dims);
+        s->code =
+            l3__fail(s->err, L3_ERR_FORMAT, s->at, "tensor %s has %u dimensions; 1 to 4 are right", s->name, t.n_dims);
     for (uint32_t i = 0; i < 4; i++) t.dims[i] = s->code == L3_OK && i < t.n_dims ? l3__scan_u64(s) : 1;
     t.type   = l3__scan_u32(s);
     t.offset = l3__scan_u64(s);
@@ -430,11 +438,13 @@ L3__FN void l3__scan_header(l3__scan *s, uint64_t *keys, uint64_t *tensors) {
         s->code = l3__fail(s->err, L3_ERR_FORMAT, 0, "this is no GGUF file: it does not begin with \"GGUF\"");
     const uint32_t version = l3__scan_u32(s);
     if (s->code == L3_OK && (version < 2 || version > 3))
-        s->code = l3__fail(s->err, L3_ERR_UNSUPPORTED, 4, "GGUF version %u is not supported; 3 (or 2) is right", version);
+        s->code =
+            l3__fail(s->err, L3_ERR_UNSUPPORTED, 4, "GGUF version %u is not supported; 3 (or 2) is right", version);
     *tensors = l3__scan_u64(s);
     *keys    = l3__scan_u64(s);
     if (s->code == L3_OK && (*tensors > L3__MAX_TENSORS || *keys > L3__MAX_KEYS))
-        s->code = l3__fail(s->err, L3_ERR_FORMAT, 8, "%U tensors and %U keys are more than any real file has", *tensors, *keys);
+        s->code = l3__fail(s->err, L3_ERR_FORMAT, 8, "%U tensors and %U keys are more than any real file has", *tensors,
+                           *keys);
 }
 
 typedef struct l3__alignment {
@@ -526,11 +536,18 @@ typedef struct l3__keys {
 /* One token in 16 has its place in the file remembered: a quarter of a byte a token. */
 #define L3__CHECKPOINT 16u
 
-typedef enum l3__key_kind { L3__KEY_U32, L3__KEY_BOOL, L3__KEY_F64, L3__KEY_ZERO, L3__KEY_ONE, L3__KEY_ANY } l3__key_kind;
+typedef enum l3__key_kind {
+    L3__KEY_U32,
+    L3__KEY_BOOL,
+    L3__KEY_F64,
+    L3__KEY_ZERO,
+    L3__KEY_ONE,
+    L3__KEY_ANY
+} l3__key_kind;
 
 typedef struct l3__key_rule {
     const char *suffix;
-    uint8_t     kind; /* l3__key_kind; ZERO and ONE: only this value does not change the numbers */
+    uint8_t     kind;  /* l3__key_kind; ZERO and ONE: only this value does not change the numbers */
     uint16_t    field; /* offset in l3__params */
     uint32_t    max;
 } l3__key_rule;
@@ -588,7 +605,8 @@ L3__FN int l3__bad_key(const l3__keys *m, const l3_gguf_key *k, const char *righ
     return l3__fail(m->err, L3_ERR_FORMAT, k->offset, "key %s: %s is right", k->name, right);
 }
 L3__FN int l3__unsupported_key(const l3__keys *m, const l3_gguf_key *k) {
-    return l3__fail(m->err, L3_ERR_UNSUPPORTED, k->offset, "key %s is not supported, and it may change the numbers", k->name);
+    return l3__fail(m->err, L3_ERR_UNSUPPORTED, k->offset, "key %s is not supported, and it may change the numbers",
+                    k->name);
 }
 
 L3__FN int l3__apply_rule(l3__keys *m, const l3__key_rule *rule, const l3_gguf_key *k) {
@@ -597,7 +615,8 @@ L3__FN int l3__apply_rule(l3__keys *m, const l3__key_rule *rule, const l3_gguf_k
     switch (rule->kind) {
     case L3__KEY_U32:
         if (!l3__is_integer(k) || k->integer > rule->max) /* 0 counts as absent, and is refused where that is */
-            return l3__fail(m->err, L3_ERR_FORMAT, k->offset, "key %s: an integer up to %u is right", k->name, rule->max);
+            return l3__fail(m->err, L3_ERR_FORMAT, k->offset, "key %s: an integer up to %u is right", k->name,
+                            rule->max);
         memcpy(field, &value, sizeof value);
         return L3_OK;
     case L3__KEY_BOOL:
@@ -627,7 +646,8 @@ L3__FN int l3__model_key(l3__keys *m, const l3_gguf_key *k, const char *suffix) 
         return m->params.layer_norm || l3__is_text(k, "rms") ? L3_OK : l3__bad_key(m, k, "\"rms\" or \"layer\"");
     }
     if (strcmp(suffix, "lookup.block_indices") == 0) {
-        if (k->type != L3_GGUF_ARRAY || (k->item_type != L3_GGUF_U32 && k->item_type != L3_GGUF_I32) || k->count > L3__MAX_BLOCKS)
+        if (k->type != L3_GGUF_ARRAY || (k->item_type != L3_GGUF_U32 && k->item_type != L3_GGUF_I32) ||
+            k->count > L3__MAX_BLOCKS)
             return l3__bad_key(m, k, "an array of u32 with at most one block each");
         m->lookup_indices_at = k->offset;
         m->n_lookups         = (uint32_t)k->count;
@@ -692,8 +712,10 @@ L3__FN int l3__tokenizer_key(l3__keys *m, const l3_gguf_key *k, const char *suff
     if (strcmp(suffix, "unknown_token_id") == 0) return l3__id_key(m, k, &m->info.unknown);
     if (strcmp(suffix, "add_bos_token") == 0) m->info.add_bos = k->integer != 0;
     if (strcmp(suffix, "add_space_prefix") == 0) m->info.add_space_prefix = k->integer != 0;
-    if (strcmp(suffix, "scores") == 0) return l3__array_key(m, k, L3_GGUF_F32, L3_GGUF_F32, &v->scores_at, &v->n_scores);
-    if (strcmp(suffix, "token_type") == 0) return l3__array_key(m, k, L3_GGUF_I32, L3_GGUF_U32, &v->types_at, &v->n_types);
+    if (strcmp(suffix, "scores") == 0)
+        return l3__array_key(m, k, L3_GGUF_F32, L3_GGUF_F32, &v->scores_at, &v->n_scores);
+    if (strcmp(suffix, "token_type") == 0)
+        return l3__array_key(m, k, L3_GGUF_I32, L3_GGUF_U32, &v->types_at, &v->n_types);
     if (strcmp(suffix, "tokens") != 0) return L3_OK;
     m->in_tokens = true;
     return l3__array_key(m, k, L3_GGUF_STRING, L3_GGUF_STRING, &v->tokens_at, &v->count);
@@ -716,7 +738,7 @@ L3__FN int l3__general_key(l3__keys *m, const l3_gguf_key *k, const char *suffix
 }
 
 L3__FN int l3__on_key(void *user, const l3_gguf_key *k) {
-    l3__keys *m = (l3__keys *)user;
+    l3__keys *m  = (l3__keys *)user;
     m->in_tokens = false;
     if (l3__starts_with(k->name, "general.")) return l3__general_key(m, k, k->name + 8);
     if (l3__starts_with(k->name, "tokenizer.ggml.")) return l3__tokenizer_key(m, k, k->name + 15);
@@ -735,8 +757,8 @@ L3__FN int l3__on_string(void *user, uint64_t i, uint64_t off, uint64_t n) {
     l3__keys *m = (l3__keys *)user;
     if (!m->in_tokens) return L3_OK;
     if (n > L3__MAX_PIECE || off - m->vocabulary.tokens_at > UINT32_MAX)
-        return l3__fail(m->err, L3_ERR_FORMAT, off, "tokenizer.ggml.tokens: piece %U has %U bytes; at most %u are right", i, n,
-                        L3__MAX_PIECE);
+        return l3__fail(m->err, L3_ERR_FORMAT, off,
+                        "tokenizer.ggml.tokens: piece %U has %U bytes; at most %u are right", i, n, L3__MAX_PIECE);
     if (m->info.longest_piece < n) m->info.longest_piece = (uint32_t)n;
     if (m->model && i % L3__CHECKPOINT == 0 && i < m->model->info.vocab && m->model->info.has_tokenizer)
         m->model->checkpoints[i / L3__CHECKPOINT] = (uint32_t)(off - 8 - m->vocabulary.tokens_at);
@@ -763,8 +785,8 @@ L3__FN int l3__settle_shape(l3__keys *m) {
     x->rope_base  = p->rope_base;
     if ((p->value_length && p->value_length != x->head_dim) || (!p->key_length && x->dim % x->n_heads != 0) ||
         x->n_heads % x->n_kv_heads != 0 || (uint64_t)x->n_heads * x->head_dim > L3__MAX_WIDTH)
-        return l3__fail(m->err, L3_ERR_FORMAT, 0, "%u heads and %u KV heads of %u do not fit an embedding of %u", x->n_heads,
-                        x->n_kv_heads, x->head_dim, x->dim);
+        return l3__fail(m->err, L3_ERR_FORMAT, 0, "%u heads and %u KV heads of %u do not fit an embedding of %u",
+                        x->n_heads, x->n_kv_heads, x->head_dim, x->dim);
     if (x->rope_dims > x->head_dim || x->rope_dims % 2 != 0 || !(x->rope_base >= 1))
         return l3__fail(m->err, L3_ERR_FORMAT, 0, "RoPE over %u of %u dimensions, or its base, cannot be", x->rope_dims,
                         x->head_dim);
@@ -782,10 +804,13 @@ L3__FN int l3__settle_vocabulary(l3__keys *m) {
     l3_info              *x = &m->info;
     x->vocab                = m->params.vocab_size ? m->params.vocab_size : v->count;
     x->has_tokenizer        = v->count && !v->other_model && !v->normalizes;
-    if (x->vocab == 0) return l3__fail(m->err, L3_ERR_FORMAT, 0, "the file says neither vocab_size nor tokenizer.ggml.tokens");
-    if ((v->count && v->count != x->vocab) || (v->n_scores && v->n_scores != v->count) || (v->n_types && v->n_types != v->count))
-        return l3__fail(m->err, L3_ERR_FORMAT, v->tokens_at, "%u tokens, %u scores, %u token types for a vocabulary of %u",
-                        v->count, v->n_scores, v->n_types, x->vocab);
+    if (x->vocab == 0)
+        return l3__fail(m->err, L3_ERR_FORMAT, 0, "the file says neither vocab_size nor tokenizer.ggml.tokens");
+    if ((v->count && v->count != x->vocab) || (v->n_scores && v->n_scores != v->count) ||
+        (v->n_types && v->n_types != v->count))
+        return l3__fail(m->err, L3_ERR_FORMAT, v->tokens_at,
+                        "%u tokens, %u scores, %u token types for a vocabulary of %u", v->count, v->n_scores,
+                        v->n_types, x->vocab);
     if (!v->count) x->bos = x->eos = x->unknown = -1;
     if (x->bos >= (int64_t)x->vocab || x->eos >= (int64_t)x->vocab || x->unknown >= (int64_t)x->vocab || x->bos < -1 ||
         x->eos < -1 || x->unknown < -1)
@@ -794,8 +819,8 @@ L3__FN int l3__settle_vocabulary(l3__keys *m) {
 }
 
 L3__FN int l3__settle(l3__keys *m) {
-    l3_info   *x      = &m->info;
-    const bool is_l3  = strcmp(x->architecture, "l3") == 0;
+    l3_info   *x     = &m->info;
+    const bool is_l3 = strcmp(x->architecture, "l3") == 0;
     if (x->kind == L3_KIND_MODEL && !is_l3 && strcmp(x->architecture, "llama") != 0)
         return l3__fail(m->err, L3_ERR_UNSUPPORTED, 0, "architecture \"%s\" is not supported; \"l3\" and \"llama\" are",
                         x->architecture);
@@ -806,7 +831,8 @@ L3__FN int l3__settle(l3__keys *m) {
     if (code == L3_OK && x->kind == L3_KIND_MODEL) code = l3__settle_shape(m);
     x->n_lookups = x->kind == L3_KIND_TOKENIZER ? 0 : x->kind == L3_KIND_ALLOCATION ? 1 : m->n_lookups;
     if (code == L3_OK && m->n_lookups > x->n_blocks)
-        code = l3__fail(m->err, L3_ERR_FORMAT, m->lookup_indices_at, "%u lookup layers for %u blocks", m->n_lookups, x->n_blocks);
+        code = l3__fail(m->err, L3_ERR_FORMAT, m->lookup_indices_at, "%u lookup layers for %u blocks", m->n_lookups,
+                        x->n_blocks);
     return code;
 }
 
@@ -836,20 +862,32 @@ L3__FN int l3__scan_keys(l3__keys *m, const l3_source *source, l3_error *err) {
 /* >>tensors ------------------------------------------------------------------------------------------------------- */
 
 typedef enum l3__size { /* what a dimension must be */
-    L3__1, L3__VOCAB, L3__VOCAB_1, L3__DIM, L3__Q, L3__KV, L3__FFN, L3__V, L3__ROW, L3__VALUE, L3__UP, L3__MIX, L3__SIZES
+                        L3__1,
+                        L3__VOCAB,
+                        L3__VOCAB_1,
+                        L3__DIM,
+                        L3__Q,
+                        L3__KV,
+                        L3__FFN,
+                        L3__V,
+                        L3__ROW,
+                        L3__VALUE,
+                        L3__UP,
+                        L3__MIX,
+                        L3__SIZES
 } l3__size;
 
 typedef struct l3__slot {
     const char *name;
-    uint16_t    field; /* offset in l3_model, l3__block or l3_lookup */
+    uint16_t    field;      /* offset in l3_model, l3__block or l3_lookup */
     uint8_t     rows, cols; /* l3__size */
     bool        optional;
 } l3__slot;
 
 #define L3__OF(type, field) (uint16_t) offsetof(type, field)
-#define L3__TOP_SLOTS    3u
-#define L3__BLOCK_SLOTS  9u
-#define L3__LOOKUP_SLOTS 7u
+#define L3__TOP_SLOTS       3u
+#define L3__BLOCK_SLOTS     9u
+#define L3__LOOKUP_SLOTS    7u
 
 /* Every tensor of a file: first the model's, then a block's, then a lookup layer's. */
 L3__FN const l3__slot *l3__slots(void) {
@@ -910,8 +948,9 @@ L3__FN l3_tensor *l3__field(void *base, const l3__slot *slot) {
 
 /* Place i = 0, 1, ... of all that the model could have; false after the last. */
 L3__FN bool l3__place_at(const l3_model *m, uint32_t i, l3__place *p) {
-    const l3__slot *slots = l3__slots();
-    const uint32_t  n_block_slots = m->info.n_blocks * L3__BLOCK_SLOTS, n_lookup_slots = m->info.n_lookups * L3__LOOKUP_SLOTS;
+    const l3__slot *slots         = l3__slots();
+    const uint32_t  n_block_slots = m->info.n_blocks * L3__BLOCK_SLOTS,
+                   n_lookup_slots = m->info.n_lookups * L3__LOOKUP_SLOTS;
     union {
         const l3_model *in;
         l3_model       *out;
@@ -940,7 +979,7 @@ L3__FN bool l3__place_at(const l3_model *m, uint32_t i, l3__place *p) {
 
 /* "blk.N.name", or the name alone. */
 L3__FN void l3__place_name(const l3__place *p, char name[64]) {
-    char    *at = name;
+    char    *at     = name;
     uint32_t digits = 1, n = p->block;
     if (n != UINT32_MAX) {
         memcpy(at, "blk.", 4);
@@ -985,12 +1024,12 @@ L3__FN int l3__overlaps(const l3__keys *o, const char *name, const l3_tensor *t,
 }
 
 L3__FN int l3__on_tensor(void *user, const l3_gguf_tensor *in) {
-    l3__keys       *o = (l3__keys *)user;
-    l3__place    p;
-    uint64_t     end;
+    l3__keys *o = (l3__keys *)user;
+    l3__place p;
+    uint64_t  end;
     if (!l3__place_named(o->model, in->name, &p))
-        return l3__fail(o->err, L3_ERR_UNSUPPORTED, in->offset, "tensor %s is not known here, and it may change the numbers",
-                        in->name);
+        return l3__fail(o->err, L3_ERR_UNSUPPORTED, in->offset,
+                        "tensor %s is not known here, and it may change the numbers", in->name);
     l3_tensor     *t    = p.tensor;
     const uint32_t rows = l3__size_of(o->model, p.slot->rows), cols = l3__size_of(o->model, p.slot->cols);
     if (t->source) return l3__fail(o->err, L3_ERR_FORMAT, in->offset, "tensor %s is there twice", in->name);
@@ -999,13 +1038,14 @@ L3__FN int l3__on_tensor(void *user, const l3_gguf_tensor *in) {
                         in->dims[0], in->dims[1], in->dims[2], cols, rows);
     const bool is_offsets = p.slot->cols == L3__VOCAB_1;
     if (in->type > INT32_MAX || (is_offsets ? in->type != L3_I32 : !l3__unpacker((int)in->type)))
-        return l3__fail(o->err, L3_ERR_UNSUPPORTED, in->offset, "tensor %s has type %u, which is not supported here", in->name,
-                        in->type);
+        return l3__fail(o->err, L3_ERR_UNSUPPORTED, in->offset, "tensor %s has type %u, which is not supported here",
+                        in->name, in->type);
     t->rows = rows, t->cols = cols, t->type = (int32_t)in->type, t->offset = in->offset;
     const uint64_t bytes = l3__tensor_bytes(t);
     if (bytes == 0 || !l3__add(t->offset, bytes, &end))
-        return l3__fail(o->err, L3_ERR_FORMAT, in->offset, "tensor %s: rows of %u are no whole blocks of type %s, or it has none",
-                        in->name, cols, l3_type_name(t->type));
+        return l3__fail(o->err, L3_ERR_FORMAT, in->offset,
+                        "tensor %s: rows of %u are no whole blocks of type %s, or it has none", in->name, cols,
+                        l3_type_name(t->type));
     const int code = t->offset >= o->end ? L3_OK : l3__overlaps(o, in->name, t, end);
     if (o->end < end) o->end = end;
     t->source = &o->model->source;
@@ -1026,11 +1066,11 @@ L3__FN int l3__on_data(void *user, uint64_t start, uint64_t alignment) {
         if (!t->source) continue;
         l3__place_name(&p, name);
         if (t->offset % alignment != 0)
-            return l3__fail(o->err, L3_ERR_FORMAT, t->offset, "tensor %s begins at %U, no multiple of the alignment %U", name,
-                            t->offset, alignment);
+            return l3__fail(o->err, L3_ERR_FORMAT, t->offset, "tensor %s begins at %U, no multiple of the alignment %U",
+                            name, t->offset, alignment);
         if (!l3__add(start, t->offset, &t->offset) || !l3__add(t->offset, bytes, &end) || end > s->size)
-            return l3__fail(o->err, L3_ERR_FORMAT, t->offset, "tensor %s lies at %U with %U bytes; the file ends at %U", name,
-                            t->offset, bytes, s->size);
+            return l3__fail(o->err, L3_ERR_FORMAT, t->offset, "tensor %s lies at %U with %U bytes; the file ends at %U",
+                            name, t->offset, bytes, s->size);
         l3__map_tensor(t);
         if (!t->data && !s->read)
             return l3__fail(o->err, L3_ERR_IO, t->offset, "tensor %s is not mapped, and the source has no read", name);
@@ -1058,8 +1098,8 @@ L3__FN int l3__check_complete(l3_model *m, l3_error *err) {
 
 /* The lookup layers' numbers; their blocks must rise. */
 L3__FN int l3__describe_lookups(l3_model *m, const l3__keys *k, l3_error *err) {
-    l3__stack_buffer buffer;
-    l3__reader       r = l3__stack_reader(&m->source, &buffer);
+    l3__stack_buffer  buffer;
+    l3__reader        r = l3__stack_reader(&m->source, &buffer);
     const l3__params *p = &k->params;
     for (uint32_t i = 0; i < m->info.n_lookups; i++) {
         l3_lookup     *l = &m->lookups[i];
@@ -1069,8 +1109,8 @@ L3__FN int l3__describe_lookups(l3_model *m, const l3__keys *k, l3_error *err) {
         if (m->info.kind == L3_KIND_MODEL &&
             (m->lookup_blocks[i] >= m->info.n_blocks || (i && m->lookup_blocks[i] <= m->lookup_blocks[i - 1])))
             return l3__fail(err, L3_ERR_FORMAT, k->lookup_indices_at + 4 * i,
-                            "l3.lookup.block_indices: block %u at place %u; blocks rise and are below %u", m->lookup_blocks[i], i,
-                            m->info.n_blocks);
+                            "l3.lookup.block_indices: block %u at place %u; blocks rise and are below %u",
+                            m->lookup_blocks[i], i, m->info.n_blocks);
         l->vocab        = m->info.vocab;
         l->row_count    = p->row_count;
         l->max_rows     = p->rows_per_token_max;
@@ -1085,8 +1125,8 @@ L3__FN int l3__describe_lookups(l3_model *m, const l3__keys *k, l3_error *err) {
         l->score_scale  = (float)p->score_scale;
         l->norm_epsilon = p->norm_epsilon >= 0 ? (float)p->norm_epsilon : m->info.rms_epsilon;
         if (m->info.kind == L3_KIND_MODEL && l->key_length != m->info.dim)
-            return l3__fail(err, L3_ERR_FORMAT, 0, "l3.lookup.key_length is %u; the embedding_length %u is right", l->key_length,
-                            m->info.dim);
+            return l3__fail(err, L3_ERR_FORMAT, 0, "l3.lookup.key_length is %u; the embedding_length %u is right",
+                            l->key_length, m->info.dim);
         if (l->row_count == 0) return l3__fail(err, L3_ERR_FORMAT, 0, "key l3.lookup.row_count is missing");
     }
     return L3_OK;
@@ -1098,7 +1138,8 @@ L3__FN int l3__check_lookups(const l3_model *m, const l3_model_config *config, l
         const int        code = m->info.kind == L3_KIND_MODEL ? l3_lookup_check(l, err) : l3__check_offsets(l, err);
         if (code != L3_OK) return code;
         if (config && config->require_checksums && !l3__present(&l->checksums))
-            return l3__fail(err, L3_ERR_CHECKSUM, 0, "l3.checksum.rows.%u is required and not in the file", m->lookup_blocks[i]);
+            return l3__fail(err, L3_ERR_CHECKSUM, 0, "l3.checksum.rows.%u is required and not in the file",
+                            m->lookup_blocks[i]);
     }
     if (config && config->require_checksums && !m->info.has_file_checksum)
         return l3__fail(err, L3_ERR_CHECKSUM, 0, "l3.checksum.file is required and not in the file");
@@ -1108,13 +1149,13 @@ L3__FN int l3__check_lookups(const l3_model *m, const l3_model_config *config, l
 L3__FN size_t l3__model_layout(l3_model *m, const l3__keys *k, void *base) {
     l3__arena a = {(unsigned char *)base, 0, 0, false};
     (void)l3__take(&a, 1, sizeof *m);
-    m->info       = k->info;
-    m->vocabulary = k->vocabulary;
+    m->info          = k->info;
+    m->vocabulary    = k->vocabulary;
     m->blocks        = (l3__block *)l3__take(&a, k->info.n_blocks, sizeof(l3__block));
     m->lookups       = (l3_lookup *)l3__take(&a, k->info.n_lookups, sizeof(l3_lookup));
     m->lookup_blocks = (uint32_t *)l3__take(&a, k->info.n_lookups, sizeof(uint32_t));
     m->checkpoints   = (uint32_t *)l3__take(
-        &a, k->info.has_tokenizer ? (k->info.vocab + L3__CHECKPOINT - 1) / L3__CHECKPOINT : 0, sizeof(uint32_t));
+          &a, k->info.has_tokenizer ? (k->info.vocab + L3__CHECKPOINT - 1) / L3__CHECKPOINT : 0, sizeof(uint32_t));
     return l3__arena_size(&a);
 }
 
@@ -1127,8 +1168,8 @@ L3_API int l3_model_size(const l3_source *source, const l3_model_config *config,
     return code;
 }
 
-L3_API int l3_model_open(l3_model **model, const l3_source *source, const l3_model_config *config, void *mem, size_t size,
-                         l3_error *err) {
+L3_API int l3_model_open(l3_model **model, const l3_source *source, const l3_model_config *config, void *mem,
+                         size_t size, l3_error *err) {
     l3__keys              k;
     l3_model              count, *m = (l3_model *)mem;
     const l3_gguf_visitor everything = {&k, l3__on_key, l3__on_string, l3__on_tensor, l3__on_data};
@@ -1193,8 +1234,8 @@ L3_API int l3_model_fingerprint(const l3_model *m, uint64_t *fingerprint, l3_err
     l3__reader       r = l3__stack_reader(&m->source, &buffer);
     l3__place        p;
     *fingerprint = 0xcbf29ce484222325u;
-    int code     = l3__each_piece(&r, 0, m->data_start < m->source.size ? m->data_start : m->source.size, l3__hash_piece,
-                                  fingerprint, err);
+    int code = l3__each_piece(&r, 0, m->data_start < m->source.size ? m->data_start : m->source.size, l3__hash_piece,
+                              fingerprint, err);
     for (uint32_t i = 0; code == L3_OK && l3__place_at(m, i, &p); i++) {
         const uint64_t bytes = l3__tensor_bytes(p.tensor), n = bytes < 64 ? bytes : 64;
         if (p.tensor->source)
@@ -1236,7 +1277,8 @@ L3__FN int l3__verify_rows(const l3_lookup *l, uint32_t token, l3__reader *r, l3
     if (code != L3_OK) return code;
     if (!(p = l3__peek(r, l->checksums.offset + (uint64_t)token * 4, 4, err))) return L3_ERR_IO;
     if (l3__le32(p) == crc) return L3_OK;
-    return l3__fail(err, L3_ERR_CHECKSUM, from, "the rows of token %u at byte %U do not match their checksum", token, from);
+    return l3__fail(err, L3_ERR_CHECKSUM, from, "the rows of token %u at byte %U do not match their checksum", token,
+                    from);
 }
 
 L3_API int l3_model_verify(const l3_model *m, l3_error *err) {
@@ -1252,25 +1294,25 @@ L3_API int l3_model_verify(const l3_model *m, l3_error *err) {
 /* >>layout -------------------------------------------------------------------------------------------------------- */
 
 struct l3_session {
-    const l3_model    *model;
-    l3_session_config  config; /* context and kv_type settled */
-    uint32_t           position;
-    size_t             kv_row;  /* bytes of one head's key or value at one position */
-    unsigned char     *kv;      /* (n_blocks, n_kv_heads, 2: key then value, context, kv_row) */
-    float             *logits;  /* (vocab,) */
-    double            *rope_rates; /* (rope_dims / 2,) radians a position */
-    l3_work            work;
+    const l3_model   *model;
+    l3_session_config config; /* context and kv_type settled */
+    uint32_t          position;
+    size_t            kv_row;     /* bytes of one head's key or value at one position */
+    unsigned char    *kv;         /* (n_blocks, n_kv_heads, 2: key then value, context, kv_row) */
+    float            *logits;     /* (vocab,) */
+    double           *rope_rates; /* (rope_dims / 2,) radians a position */
+    l3_work           work;
 
     /* What one forward pass is about, for each of its positions: (batch,). */
     l3_session **owner;
-    uint32_t    *at;      /* position in the owner's text */
-    float      **wanted;  /* where this position's logits go, or NULL */
+    uint32_t    *at;     /* position in the owner's text */
+    float      **wanted; /* where this position's logits go, or NULL */
 
     /* Scratch, (batch, ...). */
-    float *x, *normed, *out;             /* dim */
-    float *rope_sin, *rope_cos;          /* rope_dims / 2 */
-    float *q, *k, *v, *attended;         /* n_heads, n_kv_heads, n_kv_heads, n_heads times head_dim: while attending */
-    float *gate, *up;                    /* ffn_dim: in the feed-forward, on the same bytes; gate serves the head too */
+    float *x, *normed, *out;     /* dim */
+    float *rope_sin, *rope_cos;  /* rope_dims / 2 */
+    float *q, *k, *v, *attended; /* n_heads, n_kv_heads, n_kv_heads, n_heads times head_dim: while attending */
+    float *gate, *up;            /* ffn_dim: in the feed-forward, on the same bytes; gate serves the head too */
 };
 
 /* Bytes of a KV cache row: whole blocks of its type, the last one of Q8_0 cut short where head_dim is no multiple of 32. */
@@ -1344,14 +1386,17 @@ L3__FN size_t l3__session_layout(l3_session *s, const l3_model *m, const l3_sess
 
 L3__FN int l3__check_session(const l3_model *m, const l3_session_config *c, l3_error *err) {
     const size_t least = l3_session_window_min(m);
-    if (m->info.kind != L3_KIND_MODEL) return l3__fail(err, L3_ERR_UNSUPPORTED, 0, "the file holds no model that could run");
+    if (m->info.kind != L3_KIND_MODEL)
+        return l3__fail(err, L3_ERR_UNSUPPORTED, 0, "the file holds no model that could run");
     if (!c) return L3_OK;
     if (c->context > m->info.context)
         return l3__fail(err, L3_ERR_ARGUMENT, 0, "a context of %u; the model was made for at most %u", c->context,
                         m->info.context);
     if (c->kv_type != L3_F32 && c->kv_type != L3_F16 && c->kv_type != L3_Q8_0)
-        return l3__fail(err, L3_ERR_ARGUMENT, 0, "a KV cache of type %u; f32, f16 and q8_0 are right", (uint32_t)c->kv_type);
-    if (c->work.batch > 65536) return l3__fail(err, L3_ERR_ARGUMENT, 0, "a batch of %u; at most 65536 is right", c->work.batch);
+        return l3__fail(err, L3_ERR_ARGUMENT, 0, "a KV cache of type %u; f32, f16 and q8_0 are right",
+                        (uint32_t)c->kv_type);
+    if (c->work.batch > 65536)
+        return l3__fail(err, L3_ERR_ARGUMENT, 0, "a batch of %u; at most 65536 is right", c->work.batch);
     if (c->work.window && c->work.window < least) return l3__window_error(err, c->work.window, least);
     return L3_OK;
 }
@@ -1361,8 +1406,8 @@ L3_API size_t l3_session_size(const l3_model *m, const l3_session_config *config
     return l3__check_session(m, config, NULL) == L3_OK ? l3__session_layout(&s, m, config, NULL) : 0;
 }
 
-L3_API int l3_session_init(l3_session **session, const l3_model *m, const l3_session_config *config, void *mem, size_t size,
-                           l3_error *err) {
+L3_API int l3_session_init(l3_session **session, const l3_model *m, const l3_session_config *config, void *mem,
+                           size_t size, l3_error *err) {
     int code = l3__check_session(m, config, err);
     if (code == L3_OK) code = l3__check_block(mem, size, l3_session_size(m, config), err);
     if (code != L3_OK) return code;
@@ -1427,10 +1472,10 @@ L3__FN void l3__add_values(const unsigned char *values, size_t row, l3__unpack_f
 
 /* One head of one position over all positions up to its own, tile by tile. */
 L3__FN void l3__attend(const l3_session *s, uint32_t block, uint32_t p, uint32_t h) {
-    const l3_info       *x      = &s->model->info;
-    const l3_session    *owner  = s->owner[p];
-    const uint32_t       n      = s->at[p] + 1, kv_head = h / (x->n_heads / x->n_kv_heads);
-    const unsigned char *keys   = l3__kv_rows(owner, block, kv_head, 0), *values = l3__kv_rows(owner, block, kv_head, 1);
+    const l3_info       *x     = &s->model->info;
+    const l3_session    *owner = s->owner[p];
+    const uint32_t       n = s->at[p] + 1, kv_head = h / (x->n_heads / x->n_kv_heads);
+    const unsigned char *keys = l3__kv_rows(owner, block, kv_head, 0), *values = l3__kv_rows(owner, block, kv_head, 1);
     const float         *q      = s->q + ((size_t)p * x->n_heads + h) * x->head_dim;
     float               *out    = s->attended + ((size_t)p * x->n_heads + h) * x->head_dim;
     const float          scale  = 1.0f / l3__sqrtf((float)x->head_dim);
@@ -1529,8 +1574,8 @@ L3__FN int l3__feed_forward(l3_session *s, uint32_t b, uint32_t n, l3_error *err
 /* Logits of the n rows of s->normed, which go to targets[i] (vocab,). Several positions share each read of the weights:
  * the head runs over as many of its rows at a time as the feed-forward's scratch holds results for. */
 L3__FN int l3__head(l3_session *s, float *const *targets, uint32_t n, l3_error *err) {
-    const l3_model *m     = s->model;
-    const uint32_t  d     = m->info.dim, vocab = m->info.vocab, step = m->info.ffn_dim;
+    const l3_model *m = s->model;
+    const uint32_t  d = m->info.dim, vocab = m->info.vocab, step = m->info.ffn_dim;
     l3_tensor       part  = m->info.tied_head ? m->embedding : m->output;
     const uint64_t  bytes = l3_row_bytes(part.type, part.cols);
     if (n == 1) return l3__matmul(&s->work, &part, s->normed, d, 1, targets[0], vocab, err);
@@ -1538,8 +1583,7 @@ L3__FN int l3__head(l3_session *s, float *const *targets, uint32_t n, l3_error *
         part.rows      = vocab - r < step ? vocab - r : step;
         const int code = l3__matmul(&s->work, &part, s->normed, d, n, s->gate, step, err);
         if (code != L3_OK) return code;
-        for (uint32_t p = 0; p < n; p++)
-            memcpy(targets[p] + r, s->gate + (size_t)p * step, part.rows * sizeof(float));
+        for (uint32_t p = 0; p < n; p++) memcpy(targets[p] + r, s->gate + (size_t)p * step, part.rows * sizeof(float));
         part.offset += part.rows * bytes;
         if (part.data) part.data = (const uint8_t *)part.data + part.rows * bytes;
     }
@@ -1586,15 +1630,16 @@ L3__FN int l3__pass(l3_session *s, const int32_t *tokens, uint32_t n, l3_error *
 L3__FN int l3__check_tokens(const l3_model *m, const int32_t *tokens, uint32_t n, l3_error *err) {
     for (uint32_t i = 0; i < n; i++)
         if (tokens[i] < 0 || (uint32_t)tokens[i] >= m->info.vocab)
-            return l3__fail(err, L3_ERR_TOKEN, 0, "token %u of this call is outside the vocabulary of %u", i, m->info.vocab);
+            return l3__fail(err, L3_ERR_TOKEN, 0, "token %u of this call is outside the vocabulary of %u", i,
+                            m->info.vocab);
     return L3_OK;
 }
 
 L3__FN int l3__check_room(const l3_session *s, uint32_t n, l3_error *err) {
     const uint32_t left = s->config.context - s->position;
     if (n <= left) return L3_OK;
-    return l3__fail(err, L3_ERR_CONTEXT, 0, "%u tokens do not fit: the context of %u holds %u already", n, s->config.context,
-                    s->position);
+    return l3__fail(err, L3_ERR_CONTEXT, 0, "%u tokens do not fit: the context of %u holds %u already", n,
+                    s->config.context, s->position);
 }
 
 L3_API int l3_prefill(l3_session *s, const int32_t *tokens, uint32_t n, float *all, l3_error *err) {
@@ -1666,9 +1711,10 @@ L3_API void l3_session_hint(l3_session *s, const int32_t *tokens, uint32_t n) { 
 
 L3__FN int l3__snapshot_header(const l3_session *s, uint8_t header[L3__SNAPSHOT_HEADER], l3_error *err) {
     const l3_info *x         = &s->model->info;
-    const uint32_t fields[7] = {1, (uint32_t)s->config.kv_type, s->position, x->n_blocks, x->n_kv_heads, x->head_dim, x->vocab};
-    uint64_t       fingerprint;
-    const int      code = l3_model_fingerprint(s->model, &fingerprint, err);
+    const uint32_t fields[7] = {
+        1, (uint32_t)s->config.kv_type, s->position, x->n_blocks, x->n_kv_heads, x->head_dim, x->vocab};
+    uint64_t  fingerprint;
+    const int code = l3_model_fingerprint(s->model, &fingerprint, err);
     memcpy(header, "L3SN", 4);
     for (int i = 0; i < 7; i++) l3__put_le32(header + 4 + 4 * i, fields[i]);
     l3__put_le64(header + 32, fingerprint);
@@ -1677,7 +1723,8 @@ L3__FN int l3__snapshot_header(const l3_session *s, uint8_t header[L3__SNAPSHOT_
 
 L3_API uint64_t l3_session_save_size(const l3_session *s) {
     const l3_info *x = &s->model->info;
-    return L3__SNAPSHOT_HEADER + (uint64_t)x->n_blocks * x->n_kv_heads * 2 * s->position * s->kv_row + (uint64_t)x->vocab * 4 + 4;
+    return L3__SNAPSHOT_HEADER + (uint64_t)x->n_blocks * x->n_kv_heads * 2 * s->position * s->kv_row +
+           (uint64_t)x->vocab * 4 + 4;
 }
 
 typedef struct l3__saving {
@@ -1691,7 +1738,8 @@ typedef struct l3__saving {
 L3__FN int l3__save_bytes(l3__saving *out, const void *bytes, size_t n) {
     const int io = n ? out->write(out->user, bytes, n) : 0;
     if (io != 0) {
-        (void)l3__fail(out->err, L3_ERR_IO, out->done, "writing %U bytes of the snapshot at %U failed", (uint64_t)n, out->done);
+        (void)l3__fail(out->err, L3_ERR_IO, out->done, "writing %U bytes of the snapshot at %U failed", (uint64_t)n,
+                       out->done);
         if (out->err) out->err->io = io;
         return L3_ERR_IO;
     }
@@ -1726,9 +1774,10 @@ L3__FN int l3__check_snapshot(const l3_session *s, const uint8_t *got, uint32_t 
     memcpy(want + 12, got + 12, 4);
     if (code != L3_OK) return code;
     if (l3__le32(got + 8) != l3__le32(want + 8))
-        return l3__fail(err, L3_ERR_MISMATCH, 8, "the snapshot's KV cache has type %u, this session's %u", l3__le32(got + 8),
-                        l3__le32(want + 8));
-    if (memcmp(got, want, sizeof want) != 0) return l3__fail(err, L3_ERR_MISMATCH, 16, "the snapshot is of another model");
+        return l3__fail(err, L3_ERR_MISMATCH, 8, "the snapshot's KV cache has type %u, this session's %u",
+                        l3__le32(got + 8), l3__le32(want + 8));
+    if (memcmp(got, want, sizeof want) != 0)
+        return l3__fail(err, L3_ERR_MISMATCH, 16, "the snapshot is of another model");
     if (*position > s->config.context)
         return l3__fail(err, L3_ERR_MISMATCH, 12, "the snapshot has %u tokens, this session room for %u", *position,
                         s->config.context);
@@ -1737,31 +1786,38 @@ L3__FN int l3__check_snapshot(const l3_session *s, const uint8_t *got, uint32_t 
 
 typedef struct l3__copying {
     unsigned char *to;
+    uint32_t       crc;
 } l3__copying;
 
 L3__FN void l3__copy_piece(void *user, const uint8_t *p, size_t n) {
     l3__copying *c = (l3__copying *)user;
     memcpy(c->to, p, n);
+    c->crc = l3_crc32(c->crc, c->to, n);
     c->to += n;
 }
 
-L3__FN int l3__load_kv(l3_session *s, l3__reader *in, uint64_t at, l3_error *err) {
+/* Copies what follows the header, and continues its checksum. */
+L3__FN int l3__load_kv(l3_session *s, l3__reader *in, uint32_t *crc, l3_error *err) {
     const uint32_t n    = s->model->info.n_blocks * s->model->info.n_kv_heads * 2;
     const uint64_t rows = s->position * (uint64_t)s->kv_row;
+    uint64_t       at   = L3__SNAPSHOT_HEADER;
     int            code = L3_OK;
     for (uint32_t i = 0; code == L3_OK && i < n; i++, at += rows) {
-        l3__copying copy = {l3__kv_rows(s, 0, i / 2, i % 2)};
+        l3__copying copy = {l3__kv_rows(s, 0, i / 2, i % 2), *crc};
         code             = l3__each_piece(in, at, at + rows, l3__copy_piece, &copy, err);
+        *crc             = copy.crc;
     }
     if (code != L3_OK) return code;
     void       *logits = s->logits;
-    l3__copying copy   = {(unsigned char *)logits};
+    l3__copying copy   = {(unsigned char *)logits, *crc};
     code               = l3__each_piece(in, at, at + (uint64_t)s->model->info.vocab * 4, l3__copy_piece, &copy, err);
-    for (uint32_t i = 0; i < s->model->info.vocab; i++) s->logits[i] = l3__as_float(l3__le32((const uint8_t *)logits + 4 * i));
+    *crc               = copy.crc;
+    for (uint32_t i = 0; i < s->model->info.vocab; i++)
+        s->logits[i] = l3__as_float(l3__le32((const uint8_t *)logits + 4 * i));
     return code;
 }
 
-/* A source that fails in the second pass only, after the checks, leaves the session empty. */
+/* A source that fails in the second pass only, after the checks, or then gives other bytes, leaves the session empty. */
 L3_API int l3_session_load(l3_session *s, const l3_source *in, l3_error *err) {
     l3__stack_buffer buffer;
     uint32_t         position = 0, crc = 0;
@@ -1771,16 +1827,20 @@ L3_API int l3_session_load(l3_session *s, const l3_source *in, l3_error *err) {
     l3__reader     r = l3__stack_reader(in, &buffer);
     const uint8_t *p = l3__peek(&r, 0, L3__SNAPSHOT_HEADER, err);
     if (!p) return err ? err->code : L3_ERR_FORMAT;
+    uint32_t copied = l3_crc32(0, p, L3__SNAPSHOT_HEADER);
     if ((code = l3__check_snapshot(s, p, &position, err)) != L3_OK) return code;
     s->position         = position;
     const uint64_t size = l3_session_save_size(s);
     s->position         = before;
-    if (in->size < size) return l3__fail(err, L3_ERR_FORMAT, in->size, "the snapshot is cut short: it should have %U bytes", size);
+    if (in->size < size)
+        return l3__fail(err, L3_ERR_FORMAT, in->size, "the snapshot is cut short: it should have %U bytes", size);
     if ((code = l3__each_piece(&r, 0, size - 4, l3__crc_piece, &crc, err)) != L3_OK) return code;
     if (!(p = l3__peek(&r, size - 4, 4, err))) return L3_ERR_IO;
     if (l3__le32(p) != crc) return l3__fail(err, L3_ERR_CHECKSUM, size - 4, "the snapshot does not match its checksum");
     s->position = position;
-    code        = l3__load_kv(s, &r, L3__SNAPSHOT_HEADER, err);
+    code        = l3__load_kv(s, &r, &copied, err);
+    if (code == L3_OK && copied != crc)
+        code = l3__fail(err, L3_ERR_CHECKSUM, 0, "the snapshot changes while it is read");
     if (code != L3_OK) s->position = 0;
     return code;
 }
@@ -1819,23 +1879,23 @@ struct l3_tokenizer {
     int             code; /* its first failure to read the vocabulary */
 
     /* For tokenizing. The index sorts the IDs of all pieces by a hash of their text. */
-    size_t     run;         /* longest run in bytes, the dummy space included; 0: decoding only */
-    uint32_t  *index;       /* (vocab,) ID and, above it, L3__TAG_BITS more of the hash */
-    uint32_t  *buckets;     /* (n_buckets + 1,) first entry of each */
-    uint32_t   n_buckets;   /* a power of two */
-    uint32_t   longest_special; /* bytes of the longest control or user-defined piece */
-    bool       has_user_defined;
-    int32_t    byte_ids[256]; /* -1: none */
-    uint8_t    starts[32];  /* bit set: first bytes of control and user-defined pieces */
-    uint8_t   *joins;       /* (8192,) bit set of 65536: some piece has these last bytes of characters side by side */
-    l3__symbol *symbols;    /* (run,) */
-    l3__merge  *heap;       /* (2 run,) best merge first */
+    size_t      run;             /* longest run in bytes, the dummy space included; 0: decoding only */
+    uint32_t   *index;           /* (vocab,) ID and, above it, L3__TAG_BITS more of the hash */
+    uint32_t   *buckets;         /* (n_buckets + 1,) first entry of each */
+    uint32_t    n_buckets;       /* a power of two */
+    uint32_t    longest_special; /* bytes of the longest control or user-defined piece */
+    bool        has_user_defined;
+    int32_t     byte_ids[256]; /* -1: none */
+    uint8_t     starts[32];    /* bit set: first bytes of control and user-defined pieces */
+    uint8_t    *joins;   /* (8192,) bit set of 65536: some piece has these last bytes of characters side by side */
+    l3__symbol *symbols; /* (run,) */
+    l3__merge  *heap;    /* (2 run,) best merge first */
     uint32_t    n_symbols, n_heap;
 
     /* For decoding. */
-    bool     first;         /* the next piece is the first of its text */
+    bool     first; /* the next piece is the first of its text */
     uint32_t n_held, n_text;
-    uint8_t *text;          /* (longest_piece + 8,) bytes held back, then what came */
+    uint8_t *text; /* (longest_piece + 8,) bytes held back, then what came */
 };
 
 #define L3__ID_BITS 20u
@@ -1896,7 +1956,10 @@ L3__FN int l3__type(l3_tokenizer *t, uint32_t id) {
 }
 
 L3__FN int l3__hex(uint8_t c) {
-    return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+    return c >= '0' && c <= '9'   ? c - '0'
+           : c >= 'A' && c <= 'F' ? c - 'A' + 10
+           : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                                  : -1;
 }
 
 /* The byte that a piece like <0x0A> stands for, or -1. */
@@ -1927,8 +1990,10 @@ typedef struct l3__text {
     bool           front;
 } l3__text;
 
-L3__FN uint8_t l3__text_at(const l3__text *x, size_t i) { return x->front ? (i == 0 ? ' ' : x->bytes[i - 1]) : x->bytes[i]; }
-L3__FN size_t  l3__text_size(const l3__text *x) { return x->n + (x->front ? 1 : 0); }
+L3__FN uint8_t l3__text_at(const l3__text *x, size_t i) {
+    return x->front ? (i == 0 ? ' ' : x->bytes[i - 1]) : x->bytes[i];
+}
+L3__FN size_t l3__text_size(const l3__text *x) { return x->n + (x->front ? 1 : 0); }
 
 static const uint8_t l3__space[3] = {0xe2, 0x96, 0x81}; /* U+2581 */
 
@@ -1945,7 +2010,7 @@ L3__FN uint32_t l3__hash_end(uint32_t h) { return h ^ h >> 15; }
 L3__FN bool l3__same_text(const l3__text *x, size_t from, uint32_t n, const uint8_t *piece, uint32_t length) {
     uint32_t at = 0;
     for (size_t i = from; i < from + n; i++) {
-        const uint8_t b    = l3__text_at(x, i);
+        const uint8_t  b    = l3__text_at(x, i);
         const uint32_t size = b == ' ' ? 3 : 1;
         if (length - at < size || memcmp(piece + at, b == ' ' ? l3__space : &b, size) != 0) return false;
         at += size;
@@ -1954,7 +2019,8 @@ L3__FN bool l3__same_text(const l3__text *x, size_t from, uint32_t n, const uint
 }
 
 /* The lowest ID whose piece is this text, with this hash, and whose type is in `types` (bits), or -1. */
-L3__FN int32_t l3__find_hashed(l3_tokenizer *t, const l3__text *x, size_t from, uint32_t n, uint32_t h, uint32_t types) {
+L3__FN int32_t l3__find_hashed(l3_tokenizer *t, const l3__text *x, size_t from, uint32_t n, uint32_t h,
+                               uint32_t types) {
     const uint32_t bucket = h & (t->n_buckets - 1);
     for (uint32_t i = t->buckets[bucket]; i < t->buckets[bucket + 1]; i++) {
         uint32_t       length;
@@ -2046,7 +2112,7 @@ L3__FN void l3__heap_push(l3_tokenizer *t, l3__merge m) {
 
 L3__FN l3__merge l3__heap_pop(l3_tokenizer *t) {
     const l3__merge top = t->heap[0], last = t->heap[--t->n_heap];
-    uint32_t        i   = 0;
+    uint32_t        i = 0;
     for (;;) {
         uint32_t child = 2 * i + 1;
         if (child >= t->n_heap) break;
@@ -2120,10 +2186,8 @@ L3__FN void l3__finish_run(l3_tokenizer *t, const l3__text *x, size_t from, l3__
     for (uint32_t i = 0; i != UINT32_MAX; i = t->symbols[i].after) {
         const l3__symbol *s  = &t->symbols[i];
         const int32_t     id = s->id >= 0 ? s->id : l3__find_piece(t, x, from + s->start, s->length, L3__PIECE_TYPES);
-        if (id >= 0)
-            l3__put_id(out, id);
-        else
-            l3__put_bytes(t, x, from + s->start, s->length, out);
+        if (id >= 0) l3__put_id(out, id);
+        else l3__put_bytes(t, x, from + s->start, s->length, out);
     }
     t->n_symbols = 0;
 }
@@ -2147,15 +2211,16 @@ L3__FN int l3__tokenize_plain(l3_tokenizer *t, const l3__text *x, l3__ids *out, 
     uint32_t     last = 0, length;
     t->n_symbols      = 0;
     for (size_t i = 0; i < size; i += length) {
-        length              = l3__char_length(x, i);
-        const uint8_t  b    = l3__text_at(x, i + length - 1);
-        const uint32_t now  = b == ' ' ? l3__space[2] : b;
+        length             = l3__char_length(x, i);
+        const uint8_t  b   = l3__text_at(x, i + length - 1);
+        const uint32_t now = b == ' ' ? l3__space[2] : b;
         if (t->n_symbols && !l3__bit(t->joins, last << 8 | now)) {
             l3__finish_run(t, x, from, out);
             from = i;
         }
         if (i + length - from > t->run)
-            return l3__fail(err, L3_ERR_MEMORY, i, "a run of text is longer than the %U bytes this tokenizer was made for",
+            return l3__fail(err, L3_ERR_MEMORY, i,
+                            "a run of text is longer than the %U bytes this tokenizer was made for",
                             (uint64_t)(t->run - 1));
         const uint32_t k = t->n_symbols++;
         l3__symbol    *s = &t->symbols[k];
@@ -2187,18 +2252,19 @@ L3__FN int32_t l3__special_at(l3_tokenizer *t, const l3__text *x, size_t at, uin
     return best;
 }
 
-L3_API int l3_tokenize(l3_tokenizer *t, const char *text, size_t length, int flags, int32_t *ids, size_t capacity, size_t *n,
-                       l3_error *err) {
-    const void    *bytes    = text;
-    const bool     dummy    = t->model->info.add_space_prefix, controls = (flags & L3_TEXT_SPECIAL) != 0;
-    const uint32_t user     = 1u << L3__USER_DEFINED, special = user | (uint32_t)controls << L3__CONTROL;
-    l3__ids        out      = {ids, capacity, 0};
-    l3__text       x        = {(const uint8_t *)bytes, length, dummy && !(flags & L3_TEXT_CONTINUE)}; /* what is left */
+L3_API int l3_tokenize(l3_tokenizer *t, const char *text, size_t length, int flags, int32_t *ids, size_t capacity,
+                       size_t *n, l3_error *err) {
+    const void    *bytes = text;
+    const bool     dummy = t->model->info.add_space_prefix, controls = (flags & L3_TEXT_SPECIAL) != 0;
+    const uint32_t user = 1u << L3__USER_DEFINED, special = user | (uint32_t)controls << L3__CONTROL;
+    l3__ids        out = {ids, capacity, 0};
+    l3__text       x   = {(const uint8_t *)bytes, length, dummy && !(flags & L3_TEXT_CONTINUE)}; /* what is left */
     uint32_t       size;
     int            code = L3_OK;
     l3__begin_call(t, err);
     if (t->run == 0) return l3__fail(err, L3_ERR_ARGUMENT, 0, "this tokenizer was made for decoding only (run 0)");
-    if ((flags & L3_TEXT_BOS) && t->model->info.add_bos && t->model->info.bos >= 0) l3__put_id(&out, t->model->info.bos);
+    if ((flags & L3_TEXT_BOS) && t->model->info.add_bos && t->model->info.bos >= 0)
+        l3__put_id(&out, t->model->info.bos);
     for (size_t i = 0; code == L3_OK && (controls || t->has_user_defined) && x.n > 0 && i < l3__text_size(&x);) {
         const int32_t id = l3__special_at(t, &x, i, x.front && i == 0 ? user : special, &size); /* a dummy is text */
         if (id < 0) {
@@ -2225,7 +2291,7 @@ L3_API int l3_tokenize(l3_tokenizer *t, const char *text, size_t length, int fla
 
 L3__FN size_t l3__tokenizer_layout(l3_tokenizer *t, const l3_model *m, size_t run, void *base) {
     const uint32_t align = l3__align_of(&m->source), vocab = m->info.vocab;
-    l3__arena      a     = {(unsigned char *)base, 0, 0, false};
+    l3__arena      a = {(unsigned char *)base, 0, 0, false};
     (void)l3__take(&a, 1, sizeof *t);
     memset(t, 0, sizeof *t);
     t->model           = m;
@@ -2252,9 +2318,11 @@ L3_API size_t l3_tokenizer_size(const l3_model *m, size_t run) {
     return m->info.has_tokenizer ? l3__tokenizer_layout(&t, m, run, NULL) : 0;
 }
 
-L3_API int l3_tokenizer_init(l3_tokenizer **tokenizer, const l3_model *m, size_t run, void *mem, size_t size, l3_error *err) {
+L3_API int l3_tokenizer_init(l3_tokenizer **tokenizer, const l3_model *m, size_t run, void *mem, size_t size,
+                             l3_error *err) {
     if (!m->info.has_tokenizer)
-        return l3__fail(err, L3_ERR_UNSUPPORTED, 0, "the file has no tokenizer, or another than \"llama\" without normalization");
+        return l3__fail(err, L3_ERR_UNSUPPORTED, 0,
+                        "the file has no tokenizer, or another than \"llama\" without normalization");
     const int code = l3__check_block(mem, size, l3_tokenizer_size(m, run), err);
     if (code != L3_OK) return code;
     l3_tokenizer *t = (l3_tokenizer *)mem;
@@ -2285,7 +2353,8 @@ L3__FN uint32_t l3__incomplete(const uint8_t *p, uint32_t n) {
 L3_API int l3_detokenize(l3_tokenizer *t, int32_t id, const char **text, size_t *n, l3_error *err) {
     uint32_t length;
     if (id < 0 || (uint32_t)id >= t->model->info.vocab)
-        return l3__fail(err, L3_ERR_TOKEN, 0, "token %u is outside the vocabulary of %u", (uint32_t)id, t->model->info.vocab);
+        return l3__fail(err, L3_ERR_TOKEN, 0, "token %u is outside the vocabulary of %u", (uint32_t)id,
+                        t->model->info.vocab);
     l3__begin_call(t, err);
     const int      type = l3__type(t, (uint32_t)id);
     const uint8_t *p    = l3__piece(t, (uint32_t)id, &length);
@@ -2293,14 +2362,10 @@ L3_API int l3_detokenize(l3_tokenizer *t, int32_t id, const char **text, size_t 
     memmove(t->text, t->text + t->n_text, t->n_held); /* bytes held back stand behind those given out last */
     t->n_text      = t->n_held;
     const int byte = type == L3__BYTE ? l3__byte_of(p, length) : -1;
-    if (byte >= 0)
-        t->text[t->n_text++] = (uint8_t)(byte & 0xff);
-    else if (type != L3__CONTROL && type != L3__UNKNOWN)
-        l3__append_piece(t, p, length);
-    if (id == t->model->info.bos)
-        t->first = true;
-    else if (type != L3__CONTROL)
-        t->first = false;
+    if (byte >= 0) t->text[t->n_text++] = (uint8_t)(byte & 0xff);
+    else if (type != L3__CONTROL && type != L3__UNKNOWN) l3__append_piece(t, p, length);
+    if (id == t->model->info.bos) t->first = true;
+    else if (type != L3__CONTROL) t->first = false;
     t->n_held = l3__incomplete(t->text, t->n_text);
     t->n_text -= t->n_held;
     const void *bytes = t->text;
@@ -2317,10 +2382,12 @@ L3_API void l3_detokenize_end(l3_tokenizer *t, const char **text, size_t *n) {
     t->first              = true;
 }
 
-L3_API int l3_token_piece(l3_tokenizer *t, int32_t id, const char **piece, size_t *n, float *score, int *type, l3_error *err) {
+L3_API int l3_token_piece(l3_tokenizer *t, int32_t id, const char **piece, size_t *n, float *score, int *type,
+                          l3_error *err) {
     uint32_t length;
     if (id < 0 || (uint32_t)id >= t->model->info.vocab)
-        return l3__fail(err, L3_ERR_TOKEN, 0, "token %u is outside the vocabulary of %u", (uint32_t)id, t->model->info.vocab);
+        return l3__fail(err, L3_ERR_TOKEN, 0, "token %u is outside the vocabulary of %u", (uint32_t)id,
+                        t->model->info.vocab);
     l3__begin_call(t, err);
     if (score) *score = l3__score(t, (uint32_t)id);
     if (type) *type = l3__type(t, (uint32_t)id);
@@ -2364,10 +2431,10 @@ L3__FN size_t l3__sampler_layout(l3_sampler *s, const l3_sampling *options, uint
     l3__arena a = {(unsigned char *)base, 0, 0, false};
     (void)l3__take(&a, 1, sizeof *s);
     memset(s, 0, sizeof *s);
-    s->options    = *options;
-    s->vocab      = vocab;
-    s->state      = options->seed;
-    s->capacity   = options->top_k && options->top_k < vocab ? options->top_k : vocab;
+    s->options  = *options;
+    s->vocab    = vocab;
+    s->state    = options->seed;
+    s->capacity = options->top_k && options->top_k < vocab ? options->top_k : vocab;
     if (!(options->temperature > 0)) s->capacity = 1;
     s->candidates = (l3__candidate *)l3__take(&a, s->capacity, sizeof *s->candidates);
     s->recent     = (int32_t *)l3__take(&a, options->repeat_last_n, sizeof *s->recent);
@@ -2376,8 +2443,8 @@ L3__FN size_t l3__sampler_layout(l3_sampler *s, const l3_sampling *options, uint
 }
 
 L3__FN int l3__check_sampling(const l3_sampling *o, l3_error *err) {
-    if (!(o->temperature >= 0) || !(o->temperature < 1e6f) || !(o->top_p >= 0) || !(o->top_p <= 1) || !(o->min_p >= 0) ||
-        !(o->min_p <= 1) || !(o->repeat_penalty > 0) || !(o->repeat_penalty < 1e6f))
+    if (!(o->temperature >= 0) || !(o->temperature < 1e6f) || !(o->top_p >= 0) || !(o->top_p <= 1) ||
+        !(o->min_p >= 0) || !(o->min_p <= 1) || !(o->repeat_penalty > 0) || !(o->repeat_penalty < 1e6f))
         return l3__fail(err, L3_ERR_ARGUMENT, 0,
                         "sampling: a temperature from 0, top-p and min-p from 0 to 1 and a penalty above 0 are right");
     return L3_OK;
@@ -2436,10 +2503,10 @@ L3__FN void l3__sort_recent(l3_sampler *s) {
 
 /* The `capacity` best of all tokens after the repetition penalty, best first. */
 L3__FN void l3__select(l3_sampler *s, const float *logits) {
-    const float    penalty = s->options.repeat_penalty;
+    const float    penalty  = s->options.repeat_penalty;
     const uint32_t n_recent = penalty < 1 || penalty > 1 ? s->n_recent : 0;
-    uint32_t       r = 0;
-    s->n             = 0;
+    uint32_t       r        = 0;
+    s->n                    = 0;
     if (n_recent) l3__sort_recent(s);
     for (uint32_t id = 0; id < s->vocab; id++) {
         l3__candidate c = {logits[id], (int32_t)id};
@@ -2474,7 +2541,8 @@ L3__FN uint32_t l3__cut(const l3_sampler *s) {
     float    total = 0, sum = 0;
     uint32_t n = 0;
     for (uint32_t i = 0; i < s->n; i++) total += l3__relative(s, i, 1);
-    while (n < s->n && (n == 0 || s->options.top_p >= 1 || sum < s->options.top_p * total)) sum += l3__relative(s, n++, 1);
+    while (n < s->n && (n == 0 || s->options.top_p >= 1 || sum < s->options.top_p * total))
+        sum += l3__relative(s, n++, 1);
     while (n > 1 && l3__relative(s, n - 1, 1) < s->options.min_p) n--;
     return n;
 }

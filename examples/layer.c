@@ -29,13 +29,23 @@ static void fill_tables(void) {
 }
 
 int main(void) {
-    static const struct { int32_t token; int context; } cases[] = {{0, 0}, {0, 2}, {1, 1}, {1, 2}, {1, 4}, {2, 4}};
-    const l3_lookup layer = {
-        .vocab = TOKENS, .row_count = ROWS, .key_length = WIDTH, .value_length = WIDTH, .up_length = WIDTH,
-        .tied = true, .query_norm = true, .residual = true, .score_scale = 0.1f, .norm_epsilon = 1e-6f,
-        .offsets = {.data = offsets, .rows = 1, .cols = TOKENS + 1, .type = L3_I32},
-        .rows    = {.data = rows, .rows = ROWS, .cols = WIDTH, .type = L3_Q8_0},
-        .mix     = {.data = mix, .rows = WIDTH, .cols = 2 * WIDTH, .type = L3_Q8_0}};
+    static const struct {
+        int32_t token;
+        int     context;
+    } cases[]                   = {{0, 0}, {0, 2}, {1, 1}, {1, 2}, {1, 4}, {2, 4}};
+    const l3_lookup      layer  = {.vocab        = TOKENS,
+                                   .row_count    = ROWS,
+                                   .key_length   = WIDTH,
+                                   .value_length = WIDTH,
+                                   .up_length    = WIDTH,
+                                   .tied         = true,
+                                   .query_norm   = true,
+                                   .residual     = true,
+                                   .score_scale  = 0.1f,
+                                   .norm_epsilon = 1e-6f,
+                                   .offsets      = {.data = offsets, .rows = 1, .cols = TOKENS + 1, .type = L3_I32},
+                                   .rows         = {.data = rows, .rows = ROWS, .cols = WIDTH, .type = L3_Q8_0},
+                                   .mix          = {.data = mix, .rows = WIDTH, .cols = 2 * WIDTH, .type = L3_Q8_0}};
     const l3_work_config config = {.batch = 1}; /* one token at a time needs least memory */
     unsigned char       *memory = block + (L3_ALIGN - (uintptr_t)block % L3_ALIGN) % L3_ALIGN;
     l3_work             *work;

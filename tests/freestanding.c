@@ -64,14 +64,16 @@ static int run(void) {
 #if defined(__x86_64__)
 __attribute__((used)) static void leave(int code) {
     __asm__ volatile("syscall" : : "a"(231L), "D"((long)code) : "rcx", "r11", "memory");
-    for (;;) {}
+    for (;;) {
+    }
 }
 __asm__(".globl _start\n_start: xor %ebp,%ebp\n and $-16,%rsp\n call begin\n");
 #elif defined(__aarch64__)
 __attribute__((used)) static void leave(int code) {
     register long x8 __asm__("x8") = 94, x0 __asm__("x0") = code;
     __asm__ volatile("svc 0" : : "r"(x8), "r"(x0) : "memory");
-    for (;;) {}
+    for (;;) {
+    }
 }
 __asm__(".globl _start\n_start: bl begin\n");
 #else

@@ -30,9 +30,9 @@ typedef struct guard {
 
 static inline guard guard_new(size_t size, size_t align, int fill) {
     guard g;
-    g.size = size;
+    g.size       = size;
     g.whole_size = size + 2 * GUARD_BYTES + 2 * align;
-    g.whole = (unsigned char *)malloc(g.whole_size);
+    g.whole      = (unsigned char *)malloc(g.whole_size);
     if (!g.whole) abort();
     memset(g.whole, GUARD_VALUE, g.whole_size);
     g.mem = g.whole + GUARD_BYTES;

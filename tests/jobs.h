@@ -23,17 +23,18 @@ static inline l3_jobs backwards(void) {
 #ifdef L3_THREADS
 enum { POOLS = 4 };
 
+static const uint32_t pool_threads[POOLS] = {1, 2, 3, 8};
+
 typedef struct pools {
     guard    mem[POOLS];
     l3_pool *pool[POOLS];
 } pools;
 
 static inline pools *all_pools(void) {
-    static const uint32_t threads[POOLS] = {1, 2, 3, 8};
-    static pools          p;
+    static pools p;
     for (int i = 0; i < POOLS && !p.mem[i].mem; i++) {
         p.mem[i] = guard_new(l3_pool_size(), L3_ALIGN, 0xcd);
-        CHECK_EQ(l3_pool_init(&p.pool[i], threads[i], p.mem[i].mem, l3_pool_size(), NULL), L3_OK);
+        CHECK_EQ(l3_pool_init(&p.pool[i], pool_threads[i], p.mem[i].mem, l3_pool_size(), NULL), L3_OK);
     }
     return &p;
 }

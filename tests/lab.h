@@ -4,6 +4,7 @@
 #define TEST_LAB_H
 
 #include "guard.h"
+#include "jobs.h"
 #include "make_model.h"
 #include "mock.h"
 #include "ref.h"
@@ -18,7 +19,7 @@ typedef struct shape {
     int      row_type, weight_type, vector_type;
     bool     tied, query_norm, query_weight, key_norm, layer_norm, up_weight, up_bias, residual;
     float    score_scale, epsilon;
-    uint32_t heavy;     /* rows of one token */
+    uint32_t heavy; /* rows of one token */
 } shape;
 
 /* A layer in doubles. */
@@ -43,9 +44,7 @@ static inline void *zeroed(size_t count, size_t size) {
     return p;
 }
 
-static inline uint32_t pick(test_rng *r, const uint32_t *from, uint32_t n) {
-    return from[test_below(r, n)];
-}
+static inline uint32_t pick(test_rng *r, const uint32_t *from, uint32_t n) { return from[test_below(r, n)]; }
 
 static inline l3_tensor tensor_here(lab *b, test_rng *r, int type, uint32_t rows, uint32_t cols) {
     l3_tensor t;
@@ -80,7 +79,7 @@ static inline l3_tensor add_matrix(lab *b, test_rng *r, int type, uint32_t rows,
 
 /* 0 to 40 rows for most tokens, many for one. */
 static inline uint32_t add_offsets(lab *b, test_rng *r, const shape *s, l3_tensor *offsets, uint32_t *first) {
-    static const uint32_t counts[] = { 0, 1, 1, 2, 3, 5, 17, 40 };
+    static const uint32_t counts[] = {0, 1, 1, 2, 3, 5, 17, 40};
     const uint32_t        heavy    = test_below(r, b->vocab);
     for (uint32_t t = 0; t < b->vocab; t++) first[t + 1] = first[t] + (t == heavy ? s->heavy : pick(r, counts, 8));
     *offsets = tensor_here(b, r, L3_I32, 1, b->vocab + 1);
@@ -134,8 +133,8 @@ static inline void set_reference(const l3_lookup *l, exact *e) {
 }
 
 static inline void add_layer(lab *b, test_rng *r, const shape *s, int checksums) {
-    l3_lookup *l     = &b->layers[b->n_layers];
-    exact     *e     = &b->exact[b->n_layers++];
+    l3_lookup     *l      = &b->layers[b->n_layers];
+    exact         *e      = &b->exact[b->n_layers++];
     const double   spread = 1.5 / sqrt((double)b->key);
     const uint32_t width  = s->tied ? b->key : b->key + s->value;
     memset(e, 0, sizeof *e);
@@ -187,15 +186,15 @@ static inline void set_variation(shape *s, uint32_t v) {
 
 /* A key length goes with the row types whose blocks it holds. */
 static inline int random_row_type(test_rng *r, uint32_t key) {
-    static const uint32_t kinds[] = { L3_F32, L3_F16, L3_BF16, L3_Q8_0, L3_Q4_0, L3_Q6_K, L3_Q6_K, L3_Q6_K };
+    static const uint32_t kinds[] = {L3_F32, L3_F16, L3_BF16, L3_Q8_0, L3_Q4_0, L3_Q6_K, L3_Q6_K, L3_Q6_K};
     return (int)pick(r, kinds, key % 256 == 0 ? 8 : key % 32 == 0 ? 5 : 3);
 }
 
 static inline shape random_shape(test_rng *r, uint32_t key, uint32_t variation) {
-    static const uint32_t lengths[] = { 1, 7, 33, 160, 32, 64, 96, 96 }, longs[] = { 256, 512 };
-    static const uint32_t ups[] = { 5, 32, 64, 96, 256, 31, 1, 130 };
-    static const uint32_t weights[] = { L3_F32, L3_F16, L3_BF16, L3_Q8_0, L3_Q4_0, L3_Q6_K };
-    static const float    scales[]  = { 1, 1, 0.125f, 2.5f, -0.5f, 0 }, epsilons[] = { 1e-5f, 1e-6f, 1e-2f };
+    static const uint32_t lengths[] = {1, 7, 33, 160, 32, 64, 96, 96}, longs[] = {256, 512};
+    static const uint32_t ups[]     = {5, 32, 64, 96, 256, 31, 1, 130};
+    static const uint32_t weights[] = {L3_F32, L3_F16, L3_BF16, L3_Q8_0, L3_Q4_0, L3_Q6_K};
+    static const float    scales[] = {1, 1, 0.125f, 2.5f, -0.5f, 0}, epsilons[] = {1e-5f, 1e-6f, 1e-2f};
     shape                 s;
     uint32_t              block;
     memset(&s, 0, sizeof s);
@@ -214,7 +213,7 @@ static inline shape random_shape(test_rng *r, uint32_t key, uint32_t variation) 
 }
 
 static inline void lab_random(lab *b, test_rng *r, uint32_t variation, uint32_t n_layers, int checksums) {
-    static const uint32_t keys[] = { 1, 7, 33, 64, 96, 160, 32, 256 };
+    static const uint32_t keys[] = {1, 7, 33, 64, 96, 160, 32, 256};
     memset(b, 0, sizeof *b);
     b->vocab = 4 + test_below(r, 20);
     b->key   = pick(r, keys, 8);
@@ -231,14 +230,14 @@ enum { IN_DATA, IN_SOURCE, IN_BOTH };
 
 /* How the bytes arrive. Index 0 is for rows, 1 for everything else. */
 typedef struct plumbing {
-    l3_work_config config;
-    int            place[2];
-    uint32_t       align[2], map_some[2];
-    unsigned       flags[2];
-    int            window_over; /* bytes of window above the least; -1: the config's own */
-    int            fill;        /* of the block before it is used */
-    bool           stoppable;   /* with a progress callback */
-    const l3_source *instead;   /* of the mock source */
+    l3_work_config   config;
+    int              place[2];
+    uint32_t         align[2], map_some[2];
+    unsigned         flags[2];
+    int              window_over; /* bytes of window above the least; -1: the config's own */
+    int              fill;        /* of the block before it is used */
+    bool             stoppable;   /* with a progress callback */
+    const l3_source *instead;     /* of the mock source */
 } plumbing;
 
 /* A progress callback that stops the stop_at-th time. */
@@ -382,8 +381,8 @@ static inline void text_free(text *t) {
 
 static inline double reference_error(const lab *b, uint32_t layer, int32_t token, const float *before,
                                      const float *after) {
-    const exact *e   = &b->exact[layer];
-    double      *x   = (double *)zeroed(b->key, sizeof *x), top = 1, error = 0;
+    const exact  *e = &b->exact[layer];
+    double       *x = (double *)zeroed(b->key, sizeof *x), top = 1, error = 0;
     const double *rows = e->rows + e->first[token] * e->row_length;
     for (uint32_t i = 0; i < b->key; i++) x[i] = (double)before[i];
     ref_lookup(&e->ref, rows, e->first[token + 1] - e->first[token], x, x);
@@ -397,7 +396,7 @@ static inline double reference_error(const lab *b, uint32_t layer, int32_t token
 
 /* Fills t->y with everything in memory, one token at a time; returns the largest error against the reference. */
 static inline double baseline(const lab *b, text *t) {
-    static const plumbing plain = { .fill = 0xcd, .window_over = -1 };
+    static const plumbing plain = {.fill = 0xcd, .window_over = -1};
     bench                 w;
     double                most   = 0;
     float                *before = (float *)zeroed(b->key, sizeof *before);
@@ -428,8 +427,8 @@ static inline void run_again(bench *w, const text *t, uint32_t step) {
 
 /* What the work says it did is what the sources saw. */
 static inline void check_stats(const bench *w) {
-    const l3_stats s     = l3_work_stats(w->work);
-    const mock    *rows  = &w->mocks[0], *rest = &w->mocks[1];
+    const l3_stats s    = l3_work_stats(w->work);
+    const mock    *rows = &w->mocks[0], *rest = &w->mocks[1];
     const uint64_t reads = (uint64_t)rows->reads + rows->starts;
     CHECK_EQ(s.row_bytes_read, rows->asked);
     CHECK_EQ(s.row_reads, reads);
@@ -450,64 +449,11 @@ static inline void same_bits(const lab *b, const text *t, const plumbing *p, uin
     bench_close(&w);
 }
 
-/* ---- jobs ---- */
-
-static inline void run_backwards(void *user, uint32_t n, void (*piece)(void *arg, uint32_t i), void *arg) {
-    uint32_t *pieces = (uint32_t *)user;
-    *pieces += n;
-    while (n) piece(arg, --n);
-}
-
-static inline l3_jobs backwards(void) {
-    static uint32_t pieces;
-    l3_jobs         jobs;
-    jobs.user  = &pieces;
-    jobs.width = 5;
-    jobs.run   = run_backwards;
-    return jobs;
-}
-
-#ifdef L3_THREADS
-typedef struct pools {
-    guard    mem[4];
-    l3_pool *pool[4];
-} pools;
-
-static const uint32_t pool_threads[4] = { 1, 2, 3, 8 };
-
-static inline pools *all_pools(void) {
-    static pools p;
-    for (int i = 0; i < 4 && !p.mem[i].mem; i++) {
-        p.mem[i] = guard_new(l3_pool_size(), L3_ALIGN, 0xcd);
-        CHECK_EQ(l3_pool_init(&p.pool[i], pool_threads[i], p.mem[i].mem, l3_pool_size(), NULL), L3_OK);
-    }
-    return &p;
-}
-
-static inline void free_pools(void) {
-    pools *p = all_pools();
-    for (int i = 0; i < 4; i++) {
-        l3_pool_free(p->pool[i]);
-        CHECK(guard_free(&p->mem[i]));
-    }
-}
-#endif
-
-/* Kind 0: none, 1: backwards, 2 ... 5: pools. */
-static inline l3_jobs jobs_of(uint32_t kind) {
-    const l3_jobs none = { NULL, 0, NULL };
-    if (kind == 1) return backwards();
-#ifdef L3_THREADS
-    if (kind >= 2) return l3_pool_jobs(all_pools()->pool[kind - 2]);
-#endif
-    return none;
-}
-
 /* ---- random plumbing ---- */
 
 static inline plumbing random_plumbing(test_rng *r) {
-    static const uint32_t aligns[] = { 0, 1, 2, 16, 256, 512, 4096 };
-    static const uint32_t caches[] = { 0, 0, 500, 1024, 3000, 20000, 1000000 };
+    static const uint32_t aligns[] = {0, 1, 2, 16, 256, 512, 4096};
+    static const uint32_t caches[] = {0, 0, 500, 1024, 3000, 20000, 1000000};
     plumbing              p;
     memset(&p, 0, sizeof p);
     for (int i = 0; i < 2; i++) {
@@ -517,14 +463,14 @@ static inline plumbing random_plumbing(test_rng *r) {
         p.flags[i]    = test_below(r, 4);
         if (p.map_some[i] == 1 && test_below(r, 2)) p.flags[i] = MOCK_NO_READ;
     }
-    p.window_over    = (int)test_below(r, 1800) - 600;
+    p.window_over = (int)test_below(r, 1800) - 600;
     if (p.window_over < 0) p.window_over = p.window_over % 2 ? 0 : -1;
-    p.config.batch   = 1 + test_below(r, MAX_N);
-    p.config.cache   = pick(r, caches, 7);
-    p.config.mode    = test_below(r, 2) ? L3_FAST : L3_EXACT;
-    p.config.verify  = (l3_verify)test_below(r, 3);
-    p.config.jobs    = jobs_of(test_below(r, 2) ? test_below(r, 6) : 0);
-    p.fill           = test_below(r, 2) ? 0xcd : 0xff;
+    p.config.batch  = 1 + test_below(r, MAX_N);
+    p.config.cache  = pick(r, caches, 7);
+    p.config.mode   = test_below(r, 2) ? L3_FAST : L3_EXACT;
+    p.config.verify = (l3_verify)test_below(r, 3);
+    p.config.jobs   = jobs_of(test_below(r, 2) ? test_below(r, 6) : 0);
+    p.fill          = test_below(r, 2) ? 0xcd : 0xff;
     return p;
 }
 

@@ -49,8 +49,8 @@ static int check(const int32_t *offsets) {
 
 static int run(uint32_t codewords, uint64_t tokens, int must_fill) {
     static int32_t  doc[DOCUMENT], offsets[VOCAB + 1];
-    const size_t    size  = l3_alloc_size(VOCAB, codewords);
-    unsigned char  *raw   = (unsigned char *)malloc(size + L3_ALIGN), *mem = raw + (L3_ALIGN - (uintptr_t)raw % L3_ALIGN);
+    const size_t    size = l3_alloc_size(VOCAB, codewords);
+    unsigned char  *raw = (unsigned char *)malloc(size + L3_ALIGN), *mem = raw + (L3_ALIGN - (uintptr_t)raw % L3_ALIGN);
     uint64_t        state = 1;
     l3_alloc       *alloc;
     l3_alloc_report report;

@@ -15,7 +15,7 @@ static void *mk_alloc(size_t n, size_t size) {
 
 void mk_put(mk_buf *b, const void *bytes, size_t n) {
     if (b->n + n > b->cap) {
-        b->cap = 2 * b->cap + n + 64;
+        b->cap  = 2 * b->cap + n + 64;
         b->data = (unsigned char *)realloc(b->data, b->cap);
         if (!b->data) abort();
     }
@@ -25,12 +25,12 @@ void mk_put(mk_buf *b, const void *bytes, size_t n) {
 
 static void mk_put_le(mk_buf *b, uint64_t v, size_t n) {
     unsigned char bytes[8];
-    size_t i;
+    size_t        i;
     for (i = 0; i < n; i++) bytes[i] = (unsigned char)(v >> (8 * i) & 255);
     mk_put(b, bytes, n);
 }
 
-void mk_put_u8(mk_buf *b, uint32_t v)  { mk_put_le(b, v, 1); }
+void mk_put_u8(mk_buf *b, uint32_t v) { mk_put_le(b, v, 1); }
 void mk_put_u16(mk_buf *b, uint32_t v) { mk_put_le(b, v, 2); }
 void mk_put_u32(mk_buf *b, uint32_t v) { mk_put_le(b, v, 4); }
 void mk_put_u64(mk_buf *b, uint64_t v) { mk_put_le(b, v, 8); }
@@ -41,9 +41,7 @@ static uint32_t mk_float_bits(float v) {
     return bits;
 }
 
-void mk_put_f32(mk_buf *b, float v) {
-    mk_put_u32(b, mk_float_bits(v));
-}
+void mk_put_f32(mk_buf *b, float v) { mk_put_u32(b, mk_float_bits(v)); }
 
 void mk_put_string(mk_buf *b, const void *text, size_t n) {
     mk_put_u64(b, n);
@@ -57,9 +55,9 @@ static void mk_pad(mk_buf *b, size_t alignment) {
 /* ---- GGUF writer ---- */
 
 mk_gguf *mk_gguf_new(void) {
-    mk_gguf *g = (mk_gguf *)mk_alloc(1, sizeof *g);
-    g->magic = 0x46554747u;
-    g->version = 3;
+    mk_gguf *g   = (mk_gguf *)mk_alloc(1, sizeof *g);
+    g->magic     = 0x46554747u;
+    g->version   = 3;
     g->alignment = 32;
     return g;
 }
@@ -92,8 +90,8 @@ void mk_key(mk_gguf *g, const char *key, uint32_t type, const void *value, size_
 
 void mk_u32(mk_gguf *g, const char *key, uint32_t v) { mk_put_u32(mk_begin_key(g, key, MK_U32), v); }
 void mk_u64(mk_gguf *g, const char *key, uint64_t v) { mk_put_u64(mk_begin_key(g, key, MK_U64), v); }
-void mk_f32(mk_gguf *g, const char *key, float v)    { mk_put_f32(mk_begin_key(g, key, MK_FLOAT), v); }
-void mk_bool(mk_gguf *g, const char *key, int v)     { mk_put_u8(mk_begin_key(g, key, MK_BOOL), v != 0); }
+void mk_f32(mk_gguf *g, const char *key, float v) { mk_put_f32(mk_begin_key(g, key, MK_FLOAT), v); }
+void mk_bool(mk_gguf *g, const char *key, int v) { mk_put_u8(mk_begin_key(g, key, MK_BOOL), v != 0); }
 
 void mk_string(mk_gguf *g, const char *key, const char *v) {
     mk_put_string(mk_begin_key(g, key, MK_STRING), v, strlen(v));
@@ -101,25 +99,25 @@ void mk_string(mk_gguf *g, const char *key, const char *v) {
 
 void mk_u32s(mk_gguf *g, const char *key, const uint32_t *v, size_t n) {
     mk_buf *b = mk_begin_array(g, key, MK_U32, n);
-    size_t i;
+    size_t  i;
     for (i = 0; i < n; i++) mk_put_u32(b, v[i]);
 }
 
 void mk_i32s(mk_gguf *g, const char *key, const int32_t *v, size_t n) {
     mk_buf *b = mk_begin_array(g, key, MK_INT32, n);
-    size_t i;
+    size_t  i;
     for (i = 0; i < n; i++) mk_put_u32(b, (uint32_t)v[i]);
 }
 
 void mk_f32s(mk_gguf *g, const char *key, const float *v, size_t n) {
     mk_buf *b = mk_begin_array(g, key, MK_FLOAT, n);
-    size_t i;
+    size_t  i;
     for (i = 0; i < n; i++) mk_put_f32(b, v[i]);
 }
 
 void mk_strings(mk_gguf *g, const char *key, const char *const *v, size_t n) {
     mk_buf *b = mk_begin_array(g, key, MK_STRING, n);
-    size_t i;
+    size_t  i;
     for (i = 0; i < n; i++) mk_put_string(b, v[i], strlen(v[i]));
 }
 
@@ -139,8 +137,8 @@ void mk_tensor_info(mk_gguf *g, const char *name, uint32_t type, uint32_t n_dims
     mk_put_u64(&g->infos, offset);
 }
 
-size_t mk_tensor(mk_gguf *g, const char *name, uint32_t type, uint32_t n_dims, const uint64_t *dims,
-                 const void *data, size_t n) {
+size_t mk_tensor(mk_gguf *g, const char *name, uint32_t type, uint32_t n_dims, const uint64_t *dims, const void *data,
+                 size_t n) {
     size_t offset;
     mk_pad(&g->blob, g->alignment);
     offset = g->blob.n;
@@ -151,14 +149,14 @@ size_t mk_tensor(mk_gguf *g, const char *name, uint32_t type, uint32_t n_dims, c
 
 /* The checksum's own 4 bytes are zero while it is taken. */
 static void mk_fill_checksum(mk_gguf *g, mk_buf *file, size_t header) {
-    mk_buf value = { NULL, 0, 0 };
+    mk_buf value = {NULL, 0, 0};
     mk_put_u32(&value, mk_crc32(0, file->data, file->n));
     memcpy(file->data + header + g->checksum_at, value.data, 4);
     free(value.data);
 }
 
 unsigned char *mk_finish(mk_gguf *g, size_t *n) {
-    mk_buf file = { NULL, 0, 0 };
+    mk_buf file = {NULL, 0, 0};
     size_t header;
     mk_put_u32(&file, g->magic);
     mk_put_u32(&file, g->version);
@@ -178,7 +176,7 @@ unsigned char *mk_finish(mk_gguf *g, size_t *n) {
 
 uint32_t mk_crc32(uint32_t crc, const void *data, size_t n) {
     const unsigned char *p = (const unsigned char *)data;
-    int bit;
+    int                  bit;
     crc = ~crc;
     while (n--) {
         crc ^= *p++;
@@ -191,8 +189,11 @@ uint32_t mk_crc32(uint32_t crc, const void *data, size_t n) {
 
 size_t mk_block_elements(uint32_t type) {
     switch (type) {
-    case MK_F32: case MK_F16: case MK_BF16: return 1;
-    case MK_Q8_0: case MK_Q4_0: return 32;
+    case MK_F32:
+    case MK_F16:
+    case MK_BF16: return 1;
+    case MK_Q8_0:
+    case MK_Q4_0: return 32;
     case MK_Q6_K: return 256;
     default: return 0;
     }
@@ -201,7 +202,7 @@ size_t mk_block_elements(uint32_t type) {
 /* binary16, round to nearest even: the fraction in units of 2^(e - 10), where e is -14 or more */
 static uint32_t mk_half_bits(double v) {
     uint32_t sign = v < 0 ? 0x8000u : 0, bits;
-    int e;
+    int      e;
     frexp(v, &e);
     e = v == 0 || e - 1 < -14 ? -14 : e - 1;
     if (e > 15) return sign | 0x7C00u;
@@ -210,7 +211,7 @@ static uint32_t mk_half_bits(double v) {
 }
 
 static double mk_half(uint32_t bits) {
-    int e = (int)(bits >> 10 & 31), fraction = (int)(bits & 1023);
+    int    e = (int)(bits >> 10 & 31), fraction = (int)(bits & 1023);
     double v = e ? ldexp((double)(1024 + fraction), e - 25) : ldexp((double)fraction, -24);
     return bits & 0x8000u ? -v : v;
 }
@@ -225,9 +226,7 @@ static int mk_round(double v, int low, int high) {
     return r < low ? low : r > high ? high : (int)r;
 }
 
-static double mk_ratio(double v, double d) {
-    return d == 0 ? 0 : v / d;
-}
+static double mk_ratio(double v, double d) { return d == 0 ? 0 : v / d; }
 
 /* The element with the largest magnitude, with its sign. */
 static double mk_extreme(const float *x, size_t n) {
@@ -239,19 +238,19 @@ static double mk_extreme(const float *x, size_t n) {
 
 static void mk_put_q8_0(mk_buf *out, const float *x) {
     uint32_t scale = mk_half_bits(fabs(mk_extreme(x, 32)) / 127);
-    double d = mk_half(scale);
-    int i;
+    double   d     = mk_half(scale);
+    int      i;
     mk_put_u16(out, scale);
     for (i = 0; i < 32; i++) mk_put_u8(out, (uint32_t)mk_round(mk_ratio((double)x[i], d), -127, 127) & 255);
 }
 
 static void mk_put_q4_0(mk_buf *out, const float *x) {
     uint32_t scale = mk_half_bits(mk_extreme(x, 32) / -8);
-    double d = mk_half(scale);
-    int i;
+    double   d     = mk_half(scale);
+    int      i;
     mk_put_u16(out, scale);
     for (i = 0; i < 16; i++) {
-        int low = mk_round(mk_ratio((double)x[i], d), -8, 7) + 8;
+        int low  = mk_round(mk_ratio((double)x[i], d), -8, 7) + 8;
         int high = mk_round(mk_ratio((double)x[i + 16], d), -8, 7) + 8;
         mk_put_u8(out, (uint32_t)(high << 4 | low));
     }
@@ -271,21 +270,21 @@ static void mk_pack_q6_k(const unsigned *q, unsigned char *low, unsigned char *h
 }
 
 static void mk_put_q6_k(mk_buf *out, const float *x) {
-    double scale[16], top = 0, d;
+    double        scale[16], top = 0, d;
     unsigned char packed[192], scales[16];
-    unsigned q[256];
-    uint32_t half;
-    int i;
+    unsigned      q[256];
+    uint32_t      half;
+    int           i;
     for (i = 0; i < 16; i++) {
         scale[i] = mk_extreme(x + 16 * i, 16) / -32;
-        top = fabs(scale[i]) > top ? fabs(scale[i]) : top;
+        top      = fabs(scale[i]) > top ? fabs(scale[i]) : top;
     }
     half = mk_half_bits(top / 127);
-    d = mk_half(half);
+    d    = mk_half(half);
     for (i = 0; i < 256; i++) {
-        int s = mk_round(mk_ratio(scale[i / 16], d), -128, 127);
+        int s          = mk_round(mk_ratio(scale[i / 16], d), -128, 127);
         scales[i / 16] = (unsigned char)(s & 255);
-        q[i] = (unsigned)(mk_round(mk_ratio((double)x[i], d * s), -32, 31) + 32);
+        q[i]           = (unsigned)(mk_round(mk_ratio((double)x[i], d * s), -32, 31) + 32);
     }
     mk_pack_q6_k(q, packed, packed + 128);
     mk_put(out, packed, 192);
@@ -297,12 +296,12 @@ void mk_quantize(mk_buf *out, uint32_t type, const float *x, size_t n) {
     size_t i, step = mk_block_elements(type);
     for (i = 0; step && i + step <= n; i += step) {
         switch (type) {
-        case MK_F32:  mk_put_f32(out, x[i]); break;
-        case MK_F16:  mk_put_u16(out, mk_half_bits((double)x[i])); break;
+        case MK_F32: mk_put_f32(out, x[i]); break;
+        case MK_F16: mk_put_u16(out, mk_half_bits((double)x[i])); break;
         case MK_BF16: mk_put_bf16(out, x[i]); break;
         case MK_Q8_0: mk_put_q8_0(out, x + i); break;
         case MK_Q4_0: mk_put_q4_0(out, x + i); break;
-        default:      mk_put_q6_k(out, x + i); break;
+        default: mk_put_q6_k(out, x + i); break;
         }
     }
 }
@@ -312,19 +311,17 @@ void mk_quantize(mk_buf *out, uint32_t type, const float *x, size_t n) {
 /* splitmix64 */
 static uint64_t mk_random(uint64_t *state) {
     uint64_t z = *state += 0x9E3779B97F4A7C15u;
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    z          = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z          = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
     return z ^ (z >> 31);
 }
 
-static uint32_t mk_below(uint64_t *rng, uint32_t n) {
-    return (uint32_t)(mk_random(rng) % n);
-}
+static uint32_t mk_below(uint64_t *rng, uint32_t n) { return (uint32_t)(mk_random(rng) % n); }
 
 /* A sum of 12 uniforms of 21 bits: exact, so the same on every host. Mean 0, deviation 1. */
 static double mk_normal(uint64_t *rng) {
     double sum = 0;
-    int i;
+    int    i;
     for (i = 0; i < 12; i++) sum += (double)(mk_random(rng) >> 43) / 2097152.0;
     return sum - 6.0;
 }
@@ -359,67 +356,65 @@ mk_spec mk_defaults(const mk_spec *spec) {
     return s;
 }
 
-static uint32_t mk_pick(uint64_t *rng, const uint32_t *from, uint32_t n) {
-    return from[mk_below(rng, n)];
-}
+static uint32_t mk_pick(uint64_t *rng, const uint32_t *from, uint32_t n) { return from[mk_below(rng, n)]; }
 
 static void mk_random_shape(mk_spec *s, uint64_t *r) {
-    static const uint32_t dims[] = { 32, 64, 64, 96, 128, 256 }, heads[] = { 1, 2, 4, 8 };
-    static const uint32_t alignments[] = { 8, 32, 32, 64, 4096 }, ffns[] = { 40, 96, 160, 256 };
-    s->dim = mk_pick(r, dims, 6);
-    s->n_heads = mk_pick(r, heads, 4);
+    static const uint32_t dims[] = {32, 64, 64, 96, 128, 256}, heads[] = {1, 2, 4, 8};
+    static const uint32_t alignments[] = {8, 32, 32, 64, 4096}, ffns[] = {40, 96, 160, 256};
+    s->dim        = mk_pick(r, dims, 6);
+    s->n_heads    = mk_pick(r, heads, 4);
     s->n_kv_heads = s->n_heads >> mk_below(r, 4);
     mk_default(&s->n_kv_heads, 1);
-    s->rope_dim = mk_below(r, 3) ? 0 : s->dim / s->n_heads / 2;
-    s->ffn = mk_pick(r, ffns, 4);
-    s->vocab = 259 + mk_below(r, 200);
-    s->n_blocks = 1 + mk_below(r, 4);
-    s->alignment = mk_pick(r, alignments, 5);
-    s->freq_base = mk_below(r, 3) ? 0 : 500.0f;
+    s->rope_dim      = mk_below(r, 3) ? 0 : s->dim / s->n_heads / 2;
+    s->ffn           = mk_pick(r, ffns, 4);
+    s->vocab         = 259 + mk_below(r, 200);
+    s->n_blocks      = 1 + mk_below(r, 4);
+    s->alignment     = mk_pick(r, alignments, 5);
+    s->freq_base     = mk_below(r, 3) ? 0 : 500.0f;
     s->separate_head = (int)mk_below(r, 2);
-    s->minimal = (int)mk_below(r, 2);
+    s->minimal       = (int)mk_below(r, 2);
 }
 
 static void mk_random_lookup(mk_spec *s, uint64_t *r) {
-    static const uint32_t ups[] = { 0, 32, 96, 128, 192 };
-    uint32_t i;
+    static const uint32_t ups[] = {0, 32, 96, 128, 192};
+    uint32_t              i;
     for (i = 0; i < s->n_blocks; i++) {
         if (mk_below(r, 2)) s->lookup_blocks[s->n_lookups++] = i;
     }
-    s->no_lookup = mk_below(r, 8) == 0;
-    s->k = 1 + mk_below(r, 30);
-    s->empty_every = mk_below(r, 2) ? 0 : 3 + mk_below(r, 20);
-    s->heavy_token = mk_below(r, s->vocab);
-    s->heavy_rows = mk_below(r, 3) ? 0 : 300 + mk_below(r, 900);
-    s->tied = (int)mk_below(r, 2);
-    s->value_length = 32 * mk_below(r, 4);
-    s->up_length = mk_pick(r, ups, 5);
-    s->no_query_norm = mk_below(r, 4) == 0;
+    s->no_lookup       = mk_below(r, 8) == 0;
+    s->k               = 1 + mk_below(r, 30);
+    s->empty_every     = mk_below(r, 2) ? 0 : 3 + mk_below(r, 20);
+    s->heavy_token     = mk_below(r, s->vocab);
+    s->heavy_rows      = mk_below(r, 3) ? 0 : 300 + mk_below(r, 900);
+    s->tied            = (int)mk_below(r, 2);
+    s->value_length    = 32 * mk_below(r, 4);
+    s->up_length       = mk_pick(r, ups, 5);
+    s->no_query_norm   = mk_below(r, 4) == 0;
     s->no_query_weight = mk_below(r, 3) == 0;
-    s->key_norm = mk_below(r, 3) == 0;
-    s->score_scale = mk_below(r, 2) ? 0 : 0.25f;
-    s->layer_norm = (int)mk_below(r, 2);
-    s->norm_epsilon = mk_below(r, 2) ? 0 : 1e-3f;
-    s->no_up_weight = mk_below(r, 3) == 0;
-    s->up_bias = (int)mk_below(r, 2);
-    s->no_residual = mk_below(r, 4) == 0;
+    s->key_norm        = mk_below(r, 3) == 0;
+    s->score_scale     = mk_below(r, 2) ? 0 : 0.25f;
+    s->layer_norm      = (int)mk_below(r, 2);
+    s->norm_epsilon    = mk_below(r, 2) ? 0 : 1e-3f;
+    s->no_up_weight    = mk_below(r, 3) == 0;
+    s->up_bias         = (int)mk_below(r, 2);
+    s->no_residual     = mk_below(r, 4) == 0;
 }
 
 mk_spec mk_random_spec(uint64_t seed) {
-    static const uint32_t types[] = { MK_F32, MK_F32, MK_F16, MK_BF16, MK_Q8_0, MK_Q4_0, MK_Q6_K };
-    mk_spec s;
-    uint64_t r = seed;
+    static const uint32_t types[] = {MK_F32, MK_F32, MK_F16, MK_BF16, MK_Q8_0, MK_Q4_0, MK_Q6_K};
+    mk_spec               s;
+    uint64_t              r = seed;
     memset(&s, 0, sizeof s);
-    s.seed = mk_random(&r);
+    s.seed         = mk_random(&r);
     s.architecture = mk_below(&r, 8) ? "l3" : "llama";
     mk_random_shape(&s, &r);
     mk_random_lookup(&s, &r);
-    s.weight_type = mk_pick(&r, types, 7);
-    s.row_type = mk_pick(&r, types, 7);
-    s.embedding_type = mk_pick(&r, types, 7);
-    s.head_type = mk_pick(&r, types, 7);
-    s.checksums = (int)mk_below(&r, 2);
-    s.no_bos = mk_below(&r, 4) == 0;
+    s.weight_type     = mk_pick(&r, types, 7);
+    s.row_type        = mk_pick(&r, types, 7);
+    s.embedding_type  = mk_pick(&r, types, 7);
+    s.head_type       = mk_pick(&r, types, 7);
+    s.checksums       = (int)mk_below(&r, 2);
+    s.no_bos          = mk_below(&r, 4) == 0;
     s.no_space_prefix = mk_below(&r, 4) == 0;
     return s;
 }
@@ -431,17 +426,17 @@ enum { MK_PIECE_BYTES = 24, MK_FIRST_CHARACTER = 259 };
 typedef struct mk_piece {
     char    text[MK_PIECE_BYTES + 1];
     float   score;
-    int32_t type;                       /* 1 normal, 2 unknown, 3 control, 6 byte */
+    int32_t type; /* 1 normal, 2 unknown, 3 control, 6 byte */
 } mk_piece;
 
 static void mk_set_piece(mk_piece *p, const char *text, float score, int32_t type) {
     snprintf(p->text, sizeof p->text, "%s", text);
     p->score = score;
-    p->type = type;
+    p->type  = type;
 }
 
 static uint32_t mk_special_pieces(mk_piece *p) {
-    char text[8];
+    char     text[8];
     unsigned i;
     mk_set_piece(&p[0], "<unk>", 0, 2);
     mk_set_piece(&p[1], "<s>", 0, 3);
@@ -455,25 +450,63 @@ static uint32_t mk_special_pieces(mk_piece *p) {
 
 /* Single characters take the first half of the rest, at most; their scores are the lowest. */
 static uint32_t mk_characters(mk_piece *p, uint32_t n, uint32_t vocab) {
-    static const char *const characters[] = {
-        "\xE2\x96\x81", "e", "t", "a", "\xC3\xA9", "o", "n", "i", "h", "s", "r", "d", "l", ".", "u", "w", "y",
-        "\xE2\x98\x83", "g", "c", "m", ",", "f", "p", "b", "T", "\xC3\xAF", "v", "k", "H", "I", "1", "\"",
-        "\xF0\x9F\x98\x80", "x", "z", "<", ">", "0", "!", "?", "j", "q", "\xD0\x96", "\xE4\xB8\xAD"
-    };
-    uint32_t count = sizeof characters / sizeof *characters, room = (vocab - n + 1) / 2, i;
+    static const char *const characters[] = {"\xE2\x96\x81",
+                                             "e",
+                                             "t",
+                                             "a",
+                                             "\xC3\xA9",
+                                             "o",
+                                             "n",
+                                             "i",
+                                             "h",
+                                             "s",
+                                             "r",
+                                             "d",
+                                             "l",
+                                             ".",
+                                             "u",
+                                             "w",
+                                             "y",
+                                             "\xE2\x98\x83",
+                                             "g",
+                                             "c",
+                                             "m",
+                                             ",",
+                                             "f",
+                                             "p",
+                                             "b",
+                                             "T",
+                                             "\xC3\xAF",
+                                             "v",
+                                             "k",
+                                             "H",
+                                             "I",
+                                             "1",
+                                             "\"",
+                                             "\xF0\x9F\x98\x80",
+                                             "x",
+                                             "z",
+                                             "<",
+                                             ">",
+                                             "0",
+                                             "!",
+                                             "?",
+                                             "j",
+                                             "q",
+                                             "\xD0\x96",
+                                             "\xE4\xB8\xAD"};
+    uint32_t                 count = sizeof characters / sizeof *characters, room = (vocab - n + 1) / 2, i;
     for (i = 0; i < count && i < room; i++) mk_set_piece(&p[n++], characters[i], -1000000.0f - (float)i, 1);
     return n;
 }
 
-static int mk_starts_with_space(const mk_piece *p) {
-    return strncmp(p->text, "\xE2\x96\x81", 3) == 0;
-}
+static int mk_starts_with_space(const mk_piece *p) { return strncmp(p->text, "\xE2\x96\x81", 3) == 0; }
 
 /* Two earlier pieces in a row, or 0 when that is no new plausible piece: the space mark stays in front. */
 static int mk_join(const mk_piece *p, uint32_t n, uint64_t *rng, char *out) {
-    const mk_piece *left = &p[MK_FIRST_CHARACTER + mk_below(rng, n - MK_FIRST_CHARACTER)];
+    const mk_piece *left  = &p[MK_FIRST_CHARACTER + mk_below(rng, n - MK_FIRST_CHARACTER)];
     const mk_piece *right = &p[MK_FIRST_CHARACTER + mk_below(rng, n - MK_FIRST_CHARACTER)];
-    uint32_t i;
+    uint32_t        i;
     if (strlen(left->text) + strlen(right->text) > MK_PIECE_BYTES || mk_starts_with_space(right)) return 0;
     strcpy(out, left->text);
     strcat(out, right->text);
@@ -485,11 +518,12 @@ static int mk_join(const mk_piece *p, uint32_t n, uint64_t *rng, char *out) {
 
 /* Scores fall; about one in four equals the one before. Where joining finds nothing, a word is made up. */
 static uint32_t mk_merges(mk_piece *p, uint32_t n, uint32_t vocab, uint64_t *rng) {
-    char text[2 * MK_PIECE_BYTES + 1];
+    char  text[2 * MK_PIECE_BYTES + 1];
     float score = 0;
     while (n < vocab) {
         int tries = 1000;
-        while (!mk_join(p, n, rng, text) && --tries) {}
+        while (!mk_join(p, n, rng, text) && --tries) {
+        }
         if (tries == 0) snprintf(text, sizeof text, "~%u", (unsigned)n);
         if (mk_below(rng, 4)) score -= 1;
         mk_set_piece(&p[n++], text, score, 1);
@@ -498,14 +532,14 @@ static uint32_t mk_merges(mk_piece *p, uint32_t n, uint32_t vocab, uint64_t *rng
 }
 
 static void mk_add_pieces(mk_gguf *g, const mk_piece *p, uint32_t n) {
-    const char **texts = (const char **)mk_alloc(n, sizeof *texts);
-    float *scores = (float *)mk_alloc(n, sizeof *scores);
-    int32_t *types = (int32_t *)mk_alloc(n, sizeof *types);
-    uint32_t i;
+    const char **texts  = (const char **)mk_alloc(n, sizeof *texts);
+    float       *scores = (float *)mk_alloc(n, sizeof *scores);
+    int32_t     *types  = (int32_t *)mk_alloc(n, sizeof *types);
+    uint32_t     i;
     for (i = 0; i < n; i++) {
-        texts[i] = p[i].text;
+        texts[i]  = p[i].text;
         scores[i] = p[i].score;
-        types[i] = p[i].type;
+        types[i]  = p[i].type;
     }
     mk_strings(g, "tokenizer.ggml.tokens", texts, n);
     mk_f32s(g, "tokenizer.ggml.scores", scores, n);
@@ -517,8 +551,8 @@ static void mk_add_pieces(mk_gguf *g, const mk_piece *p, uint32_t n) {
 
 static void mk_add_tokenizer(mk_gguf *g, const mk_spec *s, uint64_t *rng) {
     mk_piece *p = (mk_piece *)mk_alloc(s->vocab, sizeof *p);
-    uint32_t n = mk_special_pieces(p);
-    n = mk_characters(p, n, s->vocab);
+    uint32_t  n = mk_special_pieces(p);
+    n           = mk_characters(p, n, s->vocab);
     mk_merges(p, n, s->vocab, rng);
     mk_string(g, "tokenizer.ggml.model", "llama");
     mk_add_pieces(g, p, s->vocab);
@@ -586,11 +620,11 @@ static void mk_add_lookup_keys(mk_gguf *g, const mk_spec *s) {
 /* (n_out, n_in) elements of this deviation; returns where the data is in blob, its size in *n_bytes */
 static size_t mk_add_matrix(mk_gguf *g, const char *name, uint32_t type, uint32_t n_in, uint32_t n_out,
                             double deviation, uint64_t *rng, size_t *n_bytes) {
-    float *row = (float *)mk_alloc(n_in, sizeof *row);
-    mk_buf data = { NULL, 0, 0 };
+    float   *row  = (float *)mk_alloc(n_in, sizeof *row);
+    mk_buf   data = {NULL, 0, 0};
     uint64_t dims[2];
     uint32_t i, j;
-    size_t at;
+    size_t   at;
     dims[0] = n_in;
     dims[1] = n_out;
     if (n_in % mk_block_elements(type)) type = MK_F16;
@@ -605,9 +639,8 @@ static size_t mk_add_matrix(mk_gguf *g, const char *name, uint32_t type, uint32_
     return at;
 }
 
-static void mk_add_vector(mk_gguf *g, const char *name, uint32_t n, double mean, double deviation,
-                          uint64_t *rng) {
-    mk_buf data = { NULL, 0, 0 };
+static void mk_add_vector(mk_gguf *g, const char *name, uint32_t n, double mean, double deviation, uint64_t *rng) {
+    mk_buf   data = {NULL, 0, 0};
     uint64_t dims[1];
     uint32_t i;
     dims[0] = n;
@@ -629,8 +662,7 @@ static void mk_block_matrix(mk_gguf *g, const mk_spec *s, uint32_t block, const 
     mk_add_matrix(g, name, s->weight_type, n_in, n_out, 1 / sqrt((double)n_in), rng, NULL);
 }
 
-static void mk_block_vector(mk_gguf *g, uint32_t block, const char *suffix, uint32_t n, double mean,
-                            uint64_t *rng) {
+static void mk_block_vector(mk_gguf *g, uint32_t block, const char *suffix, uint32_t n, double mean, uint64_t *rng) {
     char name[128];
     mk_add_vector(g, mk_in_block(block, suffix, name, sizeof name), n, mean, 0.1, rng);
 }
@@ -671,8 +703,14 @@ static void mk_fit_counts(const mk_spec *s, uint32_t *counts, uint32_t sum, uint
         before = sum;
         for (t = 0; t < s->vocab && sum != target; t++) {
             if (mk_is_empty(s, t) || (s->heavy_rows && t == s->heavy_token)) continue;
-            if (sum < target && counts[t] < s->k) { counts[t]++; sum++; }
-            if (sum > target && counts[t] > 1)    { counts[t]--; sum--; }
+            if (sum < target && counts[t] < s->k) {
+                counts[t]++;
+                sum++;
+            }
+            if (sum > target && counts[t] > 1) {
+                counts[t]--;
+                sum--;
+            }
         }
     }
 }
@@ -682,7 +720,7 @@ static uint32_t *mk_counts(mk_spec *s, uint64_t *rng) {
     uint32_t *counts = (uint32_t *)mk_alloc((size_t)s->n_lookups * s->vocab, sizeof *counts), i, t, sum;
     for (i = 0; i < s->n_lookups; i++) {
         uint32_t *layer = counts + (size_t)i * s->vocab;
-        sum = mk_first_counts(s, layer, rng);
+        sum             = mk_first_counts(s, layer, rng);
         if (s->row_count) mk_fit_counts(s, layer, sum, s->row_count);
         if (i > 0) continue;
         for (s->row_count = 0, t = 0; t < s->vocab; t++) s->row_count += layer[t];
@@ -691,10 +729,10 @@ static uint32_t *mk_counts(mk_spec *s, uint64_t *rng) {
 }
 
 static void mk_add_offsets(mk_gguf *g, const mk_spec *s, uint32_t block, const uint32_t *counts) {
-    mk_buf data = { NULL, 0, 0 };
+    mk_buf   data = {NULL, 0, 0};
     uint64_t dims[1];
     uint32_t sum = 0, t;
-    char name[128];
+    char     name[128];
     dims[0] = s->vocab + 1;
     mk_put_u32(&data, 0);
     for (t = 0; t < s->vocab; t++) mk_put_u32(&data, sum += counts[t]);
@@ -706,8 +744,8 @@ static void mk_add_offsets(mk_gguf *g, const mk_spec *s, uint32_t block, const u
 static void mk_add_row_checksums(mk_gguf *g, const mk_spec *s, uint32_t block, const uint32_t *counts,
                                  const unsigned char *rows, size_t n_bytes) {
     uint32_t *crc = (uint32_t *)mk_alloc(s->vocab, sizeof *crc), t;
-    size_t row = n_bytes / s->row_count;
-    char key[64];
+    size_t    row = n_bytes / s->row_count;
+    char      key[64];
     for (t = 0; t < s->vocab; t++) {
         crc[t] = mk_crc32(0, rows, row * counts[t]);
         rows += row * counts[t];
@@ -720,16 +758,15 @@ static void mk_add_row_checksums(mk_gguf *g, const mk_spec *s, uint32_t block, c
 /* No block may straddle key and value. Deviation 1.5 / sqrt(dim): scores spread over a few units. */
 static void mk_add_rows(mk_gguf *g, const mk_spec *s, uint32_t block, const uint32_t *counts, uint64_t *rng) {
     uint32_t length = s->tied ? s->dim : s->dim + s->value_length, type = s->row_type;
-    size_t at, n;
-    char name[128];
+    size_t   at, n;
+    char     name[128];
     if (s->dim % mk_block_elements(type) || s->value_length % mk_block_elements(type)) type = MK_F16;
     mk_in_block(block, "lookup_rows.weight", name, sizeof name);
     at = mk_add_matrix(g, name, type, length, s->row_count, 1.5 / sqrt((double)s->dim), rng, &n);
     if (s->checksums) mk_add_row_checksums(g, s, block, counts, g->blob.data + at, n);
 }
 
-static void mk_add_lookup(mk_gguf *g, const mk_spec *s, uint32_t block, const uint32_t *counts,
-                          uint64_t *rng) {
+static void mk_add_lookup(mk_gguf *g, const mk_spec *s, uint32_t block, const uint32_t *counts, uint64_t *rng) {
     uint32_t d_up = s->up_length ? s->up_length : s->value_length;
     mk_add_offsets(g, s, block, counts);
     mk_add_rows(g, s, block, counts, rng);
@@ -753,10 +790,10 @@ static void mk_add_lookups(mk_gguf *g, mk_spec *s, uint64_t *rng) {
 }
 
 unsigned char *mk_model(const mk_spec *spec, size_t *n) {
-    mk_spec s = mk_defaults(spec);
-    mk_gguf *g = mk_gguf_new();
-    uint64_t rng = s.seed;
-    double head = 1.5 / sqrt((double)s.dim);            /* logits of deviation 1.5: the highest is about 5 */
+    mk_spec  s    = mk_defaults(spec);
+    mk_gguf *g    = mk_gguf_new();
+    uint64_t rng  = s.seed;
+    double   head = 1.5 / sqrt((double)s.dim); /* logits of deviation 1.5: the highest is about 5 */
     uint32_t i;
     g->alignment = s.alignment;
     mk_add_backbone_keys(g, &s);

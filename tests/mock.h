@@ -12,7 +12,7 @@ enum { MOCK_START = 1, MOCK_HINT = 2, MOCK_NO_READ = 4, MOCK_FAILURE = -4242 };
 typedef struct mock {
     l3_source            source;
     const unsigned char *bytes;
-    uint32_t             map_some;         /* 0: nothing is mapped, 1: everything, n: all but about 1 of n ranges */
+    uint32_t             map_some; /* 0: nothing is mapped, 1: everything, n: all but about 1 of n ranges */
     uint32_t             reads, starts, waits, maps, hints;
     uint64_t             asked;            /* bytes that were to be read or started */
     uint32_t             calls, fail_at;   /* read, start and wait so far; the one that fails, counted from 1 */
@@ -20,9 +20,9 @@ typedef struct mock {
     unsigned char       *dst;              /* of the read under way, or NULL */
     uint64_t             off;
     size_t               n;
-    const unsigned char *mem;              /* destinations lie in this block; or NULL */
+    const unsigned char *mem; /* destinations lie in this block; or NULL */
     size_t               mem_size;
-    int                  broken;           /* rules */
+    int                  broken; /* rules */
 } mock;
 
 static inline void mock_rule(mock *m, int ok, const char *rule) {
@@ -45,9 +45,7 @@ static inline void mock_check(mock *m, uint64_t off, const unsigned char *dst, s
     mock_rule(m, !m->dst || mock_apart(dst, n, m->dst, m->n), "destination of the read under way used");
 }
 
-static inline int mock_fails(mock *m) {
-    return ++m->calls == m->fail_at;
-}
+static inline int mock_fails(mock *m) { return ++m->calls == m->fail_at; }
 
 static inline void mock_touch(unsigned char *count, uint64_t off, size_t n) {
     for (size_t i = 0; count && i < n; i++) count[off + i]++;
@@ -125,12 +123,10 @@ static inline void mock_init(mock *m, const void *bytes, size_t size, uint32_t a
 
 static inline void mock_reset_counts(mock *m) {
     m->reads = m->starts = m->waits = m->maps = m->hints = m->calls = 0;
-    m->asked = 0;
+    m->asked                                                        = 0;
 }
 
 /* Nothing under way, no rule broken. */
-static inline int mock_clean(const mock *m) {
-    return !m->dst && m->broken == 0;
-}
+static inline int mock_clean(const mock *m) { return !m->dst && m->broken == 0; }
 
 #endif

@@ -105,6 +105,30 @@ static inline int desk_open(desk *d, const l3_model *model, size_t run, l3_error
 
 static inline void desk_close(desk *d) { CHECK(guard_free(&d->block)); }
 
+/* ---- a source that changes its bytes between reads ---- */
+
+typedef struct liar {
+    file     f;
+    test_rng rng;
+    uint32_t one_in; /* reads are true but for one in so many */
+} liar;
+
+static inline int lie(void *user, uint64_t off, void *dst, size_t n) {
+    liar          *l     = (liar *)user;
+    unsigned char *bytes = (unsigned char *)dst;
+    memcpy(dst, l->f.bytes + off, n);
+    for (uint32_t flips = test_below(&l->rng, l->one_in) ? 0 : 1 + test_below(&l->rng, 4); n && flips > 0; flips--)
+        bytes[test_below(&l->rng, (uint32_t)n)] ^= (unsigned char)(1u << test_below(&l->rng, 8));
+    return 0;
+}
+
+static inline l3_source liar_source(liar *l, uint32_t align) {
+    l3_source s;
+    memset(&s, 0, sizeof s);
+    s.user = l, s.size = l->f.n, s.read = lie, s.align = align;
+    return s;
+}
+
 /* ---- numbers ---- */
 
 static inline void *must(size_t bytes) {

@@ -64,11 +64,14 @@ static void run(const l3_model *model, int kv_type, const char *name, size_t win
     config.kv_type     = kv_type;
     config.work.mode   = L3_EXACT;
     config.work.window = window;
-    must(l3_session_init(&session, model, &config, block(l3_session_size(model, &config)), l3_session_size(model, &config), &err),
+    must(l3_session_init(&session, model, &config, block(l3_session_size(model, &config)),
+                         l3_session_size(model, &config), &err),
          &err);
-    must(l3_tokenizer_init(&tokenizer, model, 64, block(l3_tokenizer_size(model, 64)), l3_tokenizer_size(model, 64), &err), &err);
-    must(l3_sampler_init(&sampler, &sampling, vocab, block(l3_sampler_size(&sampling, vocab)), l3_sampler_size(&sampling, vocab),
-                         &err),
+    must(l3_tokenizer_init(&tokenizer, model, 64, block(l3_tokenizer_size(model, 64)), l3_tokenizer_size(model, 64),
+                           &err),
+         &err);
+    must(l3_sampler_init(&sampler, &sampling, vocab, block(l3_sampler_size(&sampling, vocab)),
+                         l3_sampler_size(&sampling, vocab), &err),
          &err);
     const char text[] = "Once there was a \xc3\xa9\xe2\x98\x83\xff cat";
     must(l3_tokenize(tokenizer, text, sizeof text - 1, L3_TEXT_BOS, ids, TOKENS, &n, &err), &err);

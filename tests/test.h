@@ -23,10 +23,10 @@
 #include <unistd.h>
 
 typedef struct test_state {
-    int  passed, failed, skipped;       /* cases */
-    int  checks, bad, skip;             /* of the running case */
+    int         passed, failed, skipped; /* cases */
+    int         checks, bad, skip;       /* of the running case */
     const char *name;
-    char temp[512];                     /* "" until test_temp() is called */
+    char        temp[512]; /* "" until test_temp() is called */
 } test_state;
 
 static inline test_state *test_get(void) {
@@ -36,7 +36,7 @@ static inline test_state *test_get(void) {
 
 /* ---- checks ---- */
 
-enum { TEST_SHOWN = 12 };               /* failures printed per case */
+enum { TEST_SHOWN = 12 }; /* failures printed per case */
 
 static inline int test_note(int ok) {
     test_state *t = test_get();
@@ -59,8 +59,8 @@ static inline int test_eq(long long a, long long b, const char *what, const char
 static inline int test_near(double a, double b, double tol, const char *what, const char *file, int line) {
     int ok = fabs(a - b) <= tol;
     if (test_note(ok)) {
-        fprintf(stderr, "  %s:%d: %s: %.10g and %.10g differ by %.3g, allowed %.3g\n",
-                file, line, what, a, b, fabs(a - b), tol);
+        fprintf(stderr, "  %s:%d: %s: %.10g and %.10g differ by %.3g, allowed %.3g\n", file, line, what, a, b,
+                fabs(a - b), tol);
     }
     return ok;
 }
@@ -68,31 +68,36 @@ static inline int test_near(double a, double b, double tol, const char *what, co
 static inline int test_str(const char *a, const char *b, const char *what, const char *file, int line) {
     int ok = a && b ? strcmp(a, b) == 0 : a == b;
     if (test_note(ok)) {
-        fprintf(stderr, "  %s:%d: %s:\n    \"%s\"\n    \"%s\"\n", file, line, what,
-                a ? a : "(null)", b ? b : "(null)");
+        fprintf(stderr, "  %s:%d: %s:\n    \"%s\"\n    \"%s\"\n", file, line, what, a ? a : "(null)", b ? b : "(null)");
     }
     return ok;
 }
 
-static inline int test_mem(const void *a, const void *b, size_t n, const char *what, const char *file,
-                           int line) {
+static inline int test_mem(const void *a, const void *b, size_t n, const char *what, const char *file, int line) {
     const unsigned char *p = (const unsigned char *)a, *q = (const unsigned char *)b;
-    size_t i = 0;
+    size_t               i = 0;
     while (i < n && p[i] == q[i]) i++;
     if (test_note(i == n)) {
-        fprintf(stderr, "  %s:%d: %s: byte %lu of %lu is %02x and %02x\n", file, line, what,
-                (unsigned long)i, (unsigned long)n, (unsigned)p[i], (unsigned)q[i]);
+        fprintf(stderr, "  %s:%d: %s: byte %lu of %lu is %02x and %02x\n", file, line, what, (unsigned long)i,
+                (unsigned long)n, (unsigned)p[i], (unsigned)q[i]);
     }
     return i == n;
 }
 
-#define CHECK(cond)            test_true(!!(cond), #cond, __FILE__, __LINE__)
-#define CHECK_EQ(a, b)         test_eq((long long)(a), (long long)(b), #a " == " #b, __FILE__, __LINE__)
-#define CHECK_NEAR(a, b, tol)  test_near((a), (b), (tol), #a " ~ " #b, __FILE__, __LINE__)
-#define CHECK_STR(a, b)        test_str((a), (b), #a " == " #b, __FILE__, __LINE__)
-#define CHECK_MEM(a, b, n)     test_mem((a), (b), (n), #a " == " #b, __FILE__, __LINE__)
-#define REQUIRE(cond)          do { if (!CHECK(cond)) return; } while (0)
-#define SKIP(why)              do { test_skip(why); return; } while (0)
+#define CHECK(cond)           test_true(!!(cond), #cond, __FILE__, __LINE__)
+#define CHECK_EQ(a, b)        test_eq((long long)(a), (long long)(b), #a " == " #b, __FILE__, __LINE__)
+#define CHECK_NEAR(a, b, tol) test_near((a), (b), (tol), #a " ~ " #b, __FILE__, __LINE__)
+#define CHECK_STR(a, b)       test_str((a), (b), #a " == " #b, __FILE__, __LINE__)
+#define CHECK_MEM(a, b, n)    test_mem((a), (b), (n), #a " == " #b, __FILE__, __LINE__)
+#define REQUIRE(cond)             \
+    do {                          \
+        if (!CHECK(cond)) return; \
+    } while (0)
+#define SKIP(why)       \
+    do {                \
+        test_skip(why); \
+        return;         \
+    } while (0)
 
 /* ---- cases ---- */
 
@@ -101,7 +106,7 @@ static inline int test_flag(const char *variable) {
     return value && *value && strcmp(value, "0") != 0;
 }
 
-static inline int test_quick(void)   { return test_flag("L3_QUICK"); }
+static inline int test_quick(void) { return test_flag("L3_QUICK"); }
 static inline int test_verbose(void) { return test_flag("L3_VERBOSE"); }
 
 static inline void test_skip(const char *why) {
@@ -110,11 +115,11 @@ static inline void test_skip(const char *why) {
 }
 
 static inline void test_run(const char *name, void (*fn)(void)) {
-    test_state *t = test_get();
+    test_state *t    = test_get();
     const char *only = getenv("L3_TEST");
     if (only && !strstr(name, only)) return;
     t->checks = t->bad = t->skip = 0;
-    t->name = name;
+    t->name                      = name;
     if (test_verbose()) fprintf(stderr, "%s\n", name);
     fn();
     if (t->bad) {
@@ -138,8 +143,8 @@ static inline void test_run(const char *name, void (*fn)(void)) {
 /* The path of a fixture; 0 when it is not there. */
 static inline int test_fixture(const char *name, char *path, size_t n) {
     const char *dir = getenv("L3_FIXTURES");
-    FILE *f;
-    int len = snprintf(path, n, "%s/%s", dir && *dir ? dir : "../shared/fixtures", name);
+    FILE       *f;
+    int         len = snprintf(path, n, "%s/%s", dir && *dir ? dir : "../shared/fixtures", name);
     if (len < 0 || (size_t)len >= n) return 0;
     f = fopen(path, "rb");
     if (!f) return 0;
@@ -149,12 +154,12 @@ static inline int test_fixture(const char *name, char *path, size_t n) {
 
 /* A whole file in malloc memory, with a zero byte behind it; NULL when it cannot be read. */
 static inline unsigned char *test_read(const char *path, size_t *n) {
-    FILE *f = fopen(path, "rb");
+    FILE          *f    = fopen(path, "rb");
     unsigned char *data = NULL;
-    size_t cap = 0, len = 0, got = 1;
+    size_t         cap = 0, len = 0, got = 1;
     while (f && got) {
         if (len + 1 >= cap) {
-            cap = cap ? 2 * cap : 65536;
+            cap  = cap ? 2 * cap : 65536;
             data = (unsigned char *)realloc(data, cap);
             if (!data) abort();
         }
@@ -173,15 +178,15 @@ static inline unsigned char *test_read_fixture(const char *name, size_t *n) {
 }
 
 static inline int test_write(const char *path, const void *data, size_t n) {
-    FILE *f = fopen(path, "wb");
-    int ok = f && fwrite(data, 1, n, f) == n;
+    FILE *f  = fopen(path, "wb");
+    int   ok = f && fwrite(data, 1, n, f) == n;
     if (f && fclose(f) != 0) ok = 0;
     return ok;
 }
 
 /* A path inside a directory of our own that test_report() removes. */
 static inline const char *test_temp(const char *name, char *path, size_t n) {
-    test_state *t = test_get();
+    test_state *t   = test_get();
     const char *dir = getenv("TMPDIR");
     if (!t->temp[0]) {
         int len = snprintf(t->temp, sizeof t->temp, "%s/l3test.XXXXXX", dir && *dir ? dir : "/tmp");
@@ -197,12 +202,12 @@ static inline const char *test_temp(const char *name, char *path, size_t n) {
 }
 
 static inline void test_remove(const char *path) {
-    DIR *dir = opendir(path);
+    DIR           *dir = opendir(path);
     struct dirent *e;
-    char inner[1024];
+    char           inner[1024];
     while (dir && (e = readdir(dir)) != NULL) {
         struct stat st;
-        int len = snprintf(inner, sizeof inner, "%s/%s", path, e->d_name);
+        int         len = snprintf(inner, sizeof inner, "%s/%s", path, e->d_name);
         if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0) continue;
         if (len < 0 || (size_t)len >= sizeof inner || lstat(inner, &st) != 0) continue;
         if (S_ISDIR(st.st_mode)) test_remove(inner);
@@ -223,29 +228,27 @@ static inline int test_report(const char *suite) {
 
 /* ---- random numbers: splitmix64 (Steele, Lea, Flood 2014) ---- */
 
-typedef struct test_rng { uint64_t state; } test_rng;
+typedef struct test_rng {
+    uint64_t state;
+} test_rng;
 
 static inline uint64_t test_random(test_rng *r) {
     uint64_t z = r->state += 0x9E3779B97F4A7C15u;
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    z          = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z          = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
     return z ^ (z >> 31);
 }
 
 /* uniform in [0, n) */
-static inline uint32_t test_below(test_rng *r, uint32_t n) {
-    return (uint32_t)(test_random(r) % n);
-}
+static inline uint32_t test_below(test_rng *r, uint32_t n) { return (uint32_t)(test_random(r) % n); }
 
 /* uniform in [0, 1) */
-static inline double test_unit(test_rng *r) {
-    return (double)(test_random(r) >> 11) / 9007199254740992.0;
-}
+static inline double test_unit(test_rng *r) { return (double)(test_random(r) >> 11) / 9007199254740992.0; }
 
 /* near enough to a standard normal */
 static inline double test_normal(test_rng *r) {
     double sum = 0;
-    int i;
+    int    i;
     for (i = 0; i < 12; i++) sum += test_unit(r);
     return sum - 6.0;
 }

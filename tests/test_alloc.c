@@ -19,9 +19,9 @@ typedef struct corpus {
 /* Documents of noise, of one repeated pattern, of a single token, of nothing. */
 static void random_document(corpus *c, size_t doc, test_rng *r) {
     const uint32_t kind = test_below(r, 6), period = 1 + test_below(r, 5), span = 1 + test_below(r, c->vocab);
-    const size_t   n    = kind == 0 ? 0 : kind == 1 ? 1 : 1 + test_below(r, MAX_LENGTH);
+    const size_t   n = kind == 0 ? 0 : kind == 1 ? 1 : 1 + test_below(r, MAX_LENGTH);
     for (size_t i = 0; i < n; i++) {
-        const int repeat    = kind >= 4 && i >= period;
+        const int repeat  = kind >= 4 && i >= period;
         c->tokens[doc][i] = repeat ? c->tokens[doc][i - period] : (int32_t)test_below(r, span);
     }
     c->lengths[doc] = n;
@@ -160,7 +160,7 @@ static size_t next_highest(const uint64_t *counts, char *used, size_t n) {
 /* Returns the rows that were left when the codewords had run out. */
 static uint32_t naive_place(const naive *d, uint32_t vocab, uint32_t rows, uint32_t max, uint32_t *counts) {
     uint64_t word_counts[MAX_WORDS];
-    char     used[MAX_WORDS] = { 0 };
+    char     used[MAX_WORDS] = {0};
     uint32_t left            = rows - vocab, fallback;
     for (uint32_t t = 0; t < vocab; t++) counts[t] = 1;
     for (size_t i = 0; i < d->n; i++) word_counts[i] = d->words[i].count;
@@ -169,7 +169,7 @@ static uint32_t naive_place(const naive *d, uint32_t vocab, uint32_t rows, uint3
         left -= naive_give(&counts[w->tokens[w->n - 1]], left, max);
     }
     for (fallback = left; left;) {
-        char again[MAX_VOCAB] = { 0 };
+        char again[MAX_VOCAB] = {0};
         for (uint32_t i = 0; i < vocab; i++) {
             const size_t t = next_highest(d->frequency, again, vocab);
             left -= naive_give(&counts[t], left, max);
@@ -202,7 +202,7 @@ static void check_report(const corpus *c, const outcome *o, uint32_t rows, uint6
 
 static void against_reference(const corpus *c, demand d, test_rng *r) {
     const int32_t *docs[MAX_DOCS];
-    uint32_t       counts[MAX_VOCAB] = { 0 };
+    uint32_t       counts[MAX_VOCAB] = {0};
     uint64_t       fallback          = 0;
     const outcome  o                 = run_alloc(c, MAX_WORDS, d.rows, d.max, r);
     for (size_t i = 0; i < c->n_docs; i++) docs[i] = c->tokens[i];
@@ -215,7 +215,7 @@ static void against_reference(const corpus *c, demand d, test_rng *r) {
 
 static void against_naive(const corpus *c, uint32_t words, demand d, test_rng *r) {
     static naive  n;
-    uint32_t      counts[MAX_VOCAB] = { 0 };
+    uint32_t      counts[MAX_VOCAB] = {0};
     const outcome o                 = run_alloc(c, words, d.rows, d.max, r);
     naive_start(&n, c->vocab, words);
     for (size_t i = 0; i < c->n_docs; i++) naive_parse(&n, c->tokens[i], c->lengths[i]);
@@ -227,7 +227,7 @@ static void against_naive(const corpus *c, uint32_t words, demand d, test_rng *r
 }
 
 TEST(random_corpora) {
-    test_rng r = { 1 };
+    test_rng r = {1};
     for (int i = 0; i < (test_quick() ? 500 : 3000); i++) {
         const corpus c = random_corpus(&r);
         against_reference(&c, random_demand(&c, &r), &r);
@@ -235,7 +235,7 @@ TEST(random_corpora) {
 }
 
 TEST(full_dictionaries) {
-    test_rng r = { 2 };
+    test_rng r = {2};
     for (int i = 0; i < (test_quick() ? 300 : 1500); i++) {
         const corpus c = random_corpus(&r);
         against_naive(&c, c.vocab + test_below(&r, 1 + test_below(&r, 80)), random_demand(&c, &r), &r);
@@ -247,11 +247,11 @@ TEST(large_counts) {
     static naive   n;
     static int32_t tokens[1000];
     enum { VOCAB = 5, WORDS = 12, ROWS = 14, ROUNDS = 1500 };
-    guard    g = guard_new(l3_alloc_size(VOCAB, WORDS), L3_ALIGN, 0xff);
+    guard     g = guard_new(l3_alloc_size(VOCAB, WORDS), L3_ALIGN, 0xff);
     l3_alloc *a;
-    int32_t  offsets[VOCAB + 1];
-    uint32_t counts[VOCAB], expected[VOCAB], large = 0;
-    test_rng r = { 3 };
+    int32_t   offsets[VOCAB + 1];
+    uint32_t  counts[VOCAB], expected[VOCAB], large = 0;
+    test_rng  r = {3};
     naive_start(&n, VOCAB, WORDS);
     REQUIRE(l3_alloc_init(&a, VOCAB, WORDS, g.mem, g.size, NULL) == L3_OK);
     for (size_t i = 0; i < 1000; i++) tokens[i] = (int32_t)test_below(&r, 1 + test_below(&r, VOCAB));
@@ -271,8 +271,8 @@ TEST(large_counts) {
 
 /* Worked by hand: 0 counted and 00 made; 00 counted and 000 made; the last two tokens count 0 and set 00 to 1. */
 TEST(a_run_of_one_token) {
-    corpus   c = { 2, 1, { 7 }, { { 0 } } };
-    test_rng r = { 4 };
+    corpus   c = {2, 1, {7}, {{0}}};
+    test_rng r = {4};
     outcome  o = run_alloc(&c, 10, 6, 0, &r);
     CHECK_EQ(o.code, L3_OK);
     CHECK_EQ(o.report.codewords, 4);
@@ -282,10 +282,10 @@ TEST(a_run_of_one_token) {
 }
 
 TEST(fallback_by_frequency) {
-    corpus   c = { 4, 4, { 1, 1, 1, 1 }, { { 2 }, { 1 }, { 2 }, { 3 } } };
-    test_rng r = { 5 };
-    outcome  o = run_alloc(&c, 4, 4 + 4 + 5, 0, &r);    /* one each, one each by code, then 2 1 3 0 2 */
-    static const uint32_t expected[4] = { 3, 3, 4, 3 };
+    corpus                c = {4, 4, {1, 1, 1, 1}, {{2}, {1}, {2}, {3}}};
+    test_rng              r = {5};
+    outcome               o = run_alloc(&c, 4, 4 + 4 + 5, 0, &r); /* one each, one each by code, then 2 1 3 0 2 */
+    static const uint32_t expected[4] = {3, 3, 4, 3};
     CHECK_MEM(o.counts, expected, sizeof expected);
     CHECK_EQ(o.report.placed_by_code, 4);
     CHECK_EQ(o.report.placed_by_frequency, 5);
@@ -293,8 +293,8 @@ TEST(fallback_by_frequency) {
 }
 
 TEST(no_corpus) {
-    corpus   c = { 3, 0, { 0 }, { { 0 } } };
-    test_rng r = { 6 };
+    corpus   c = {3, 0, {0}, {{0}}};
+    test_rng r = {6};
     outcome  o = run_alloc(&c, 3, 9, 3, &r);
     for (int t = 0; t < 3; t++) CHECK_EQ(o.counts[t], 3);
     CHECK_EQ(o.report.documents, 0);
@@ -303,7 +303,7 @@ TEST(no_corpus) {
 /* ---- errors and memory ---- */
 
 TEST(sizes_out_of_range) {
-    static const uint32_t cases[][2] = { { 0, 10 }, { 10, 9 }, { 10, 0 }, { 1, 0x80000000u }, { 1, UINT32_MAX } };
+    static const uint32_t cases[][2] = {{0, 10}, {10, 9}, {10, 0}, {1, 0x80000000u}, {1, UINT32_MAX}};
     unsigned char         mem[64];
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         l3_alloc *a = NULL;
@@ -333,12 +333,12 @@ TEST(memory_is_exact) {
 }
 
 TEST(wrong_tokens_and_demands) {
-    static const demand  demands[] = { { 3, 0 }, { 13, 3 }, { 0, 0 }, { 0x80000000u, 0 }, { 5, 1 } };
-    static const int32_t wrong[]   = { -1, 4, INT32_MAX, INT32_MIN }, good[] = { 0, 1, 2, 3, 3, 3 };
-    guard     g = guard_new(l3_alloc_size(4, 40), L3_ALIGN, 0xcd);
-    l3_alloc *a;
-    int32_t   offsets[5];
-    l3_error  err;
+    static const demand  demands[] = {{3, 0}, {13, 3}, {0, 0}, {0x80000000u, 0}, {5, 1}};
+    static const int32_t wrong[] = {-1, 4, INT32_MAX, INT32_MIN}, good[] = {0, 1, 2, 3, 3, 3};
+    guard                g = guard_new(l3_alloc_size(4, 40), L3_ALIGN, 0xcd);
+    l3_alloc            *a;
+    int32_t              offsets[5];
+    l3_error             err;
     REQUIRE(l3_alloc_init(&a, 4, 40, g.mem, g.size, NULL) == L3_OK);
     CHECK_EQ(l3_alloc_add(a, good, 6, NULL), L3_OK);
     CHECK_EQ(l3_alloc_add(a, NULL, 0, NULL), L3_OK);
@@ -382,8 +382,8 @@ static void compare_counts(const char *name, const int32_t *offsets, uint32_t vo
 }
 
 static void check_fixture(const json *entry) {
-    const uint32_t  vocab   = (uint32_t)json_number(entry, "vocab"), rows = (uint32_t)json_number(entry, "rows");
-    const uint32_t  words   = vocab + (uint32_t)json_number(entry, "tokens"), max = (uint32_t)json_number(entry, "max");
+    const uint32_t  vocab = (uint32_t)json_number(entry, "vocab"), rows = (uint32_t)json_number(entry, "rows");
+    const uint32_t  words = vocab + (uint32_t)json_number(entry, "tokens"), max = (uint32_t)json_number(entry, "max");
     guard           g       = guard_new(l3_alloc_size(vocab, words), L3_ALIGN, 0xcd);
     int32_t        *offsets = (int32_t *)calloc(vocab + 1, sizeof *offsets);
     l3_alloc       *a       = NULL;

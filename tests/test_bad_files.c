@@ -568,21 +568,6 @@ TEST(scores_that_are_no_numbers) {
 
 /* ---- files that change while they are read ---- */
 
-typedef struct liar {
-    file     f;
-    test_rng rng;
-    uint32_t one_in; /* reads are true but for one in so many */
-} liar;
-
-static int lie(void *user, uint64_t off, void *dst, size_t n) {
-    liar          *l     = (liar *)user;
-    unsigned char *bytes = (unsigned char *)dst;
-    memcpy(dst, l->f.bytes + off, n);
-    for (uint32_t flips = test_below(&l->rng, l->one_in) ? 0 : 1 + test_below(&l->rng, 4); n && flips > 0; flips--)
-        bytes[test_below(&l->rng, (uint32_t)n)] ^= (unsigned char)(1u << test_below(&l->rng, 8));
-    return 0;
-}
-
 TEST(files_that_change) {
     static const char text[] = "the cat <s> \xe2\x98\x83";
     const int         runs   = test_flag("L3_LONG") ? 100000 : 3000;
@@ -590,12 +575,10 @@ TEST(files_that_change) {
     liar              l      = {m.f, {1}, 1};
     int               opened = 0;
     for (int run = 0; run < runs; run++) {
-        l3_source s;
-        l3_error  err;
-        int       code;
-        memset(&s, 0, sizeof s);
+        const l3_source s = liar_source(&l, 1u << test_below(&l.rng, 8));
+        l3_error        err;
+        int             code;
         l.one_in = 1 + test_below(&l.rng, 300);
-        s.user = &l, s.size = m.f.n, s.read = lie, s.align = 1u << test_below(&l.rng, 8);
         if (!CHECK(live(&s, text, sizeof text - 1, &limits, &code, &err)))
             fprintf(stderr, "    run %d: %s\n", run, err.text);
         opened += code == L3_OK;

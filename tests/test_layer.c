@@ -15,11 +15,11 @@
 /* ---- every variation against the reference, and the same bits through random plumbing ---- */
 
 TEST(every_variation) {
-    test_rng r    = { 1 };
+    test_rng r    = {1};
     double   most = 0;
     for (uint32_t v = 0; v < VARIATIONS; v++) {
-        lab  b;
-        text t;
+        lab            b;
+        text           t;
         const uint32_t n_layers = 1 + test_below(&r, MAX_LAYERS), n = 1 + test_below(&r, 16);
         lab_random(&b, &r, v, n_layers, v % 3 == 0);
         t                  = random_text(&b, &r, n);
@@ -37,9 +37,9 @@ TEST(every_variation) {
 }
 
 TEST(every_type_and_size) {
-    static const int      all[]  = { L3_F32, L3_F16, L3_BF16, L3_Q8_0, L3_Q4_0, L3_Q6_K };
-    static const uint32_t keys[] = { 1, 7, 33, 64, 96, 160, 256 };
-    test_rng              r      = { 2 };
+    static const int      all[]  = {L3_F32, L3_F16, L3_BF16, L3_Q8_0, L3_Q4_0, L3_Q6_K};
+    static const uint32_t keys[] = {1, 7, 33, 64, 96, 160, 256};
+    test_rng              r      = {2};
     double                most   = 0;
     for (int i = 0; i < 6 * 6 * 7; i++) {
         const uint32_t key = keys[i / 36];
@@ -63,7 +63,7 @@ TEST(every_type_and_size) {
 }
 
 TEST(thousands_of_rows) {
-    test_rng r    = { 3 };
+    test_rng r    = {3};
     double   most = 0;
     for (int i = 0; i < 8; i++) {
         shape s = full_shape(32, 48, 4000);
@@ -90,8 +90,8 @@ TEST(thousands_of_rows) {
 
 /* A high score met late, after others have been summed: the sums are rescaled, to nothing if it is high enough. */
 TEST(rising_scores) {
-    static const float scales[] = { 1e-3f, 1, 30, 1e4f, 1e8f, -30 };
-    test_rng           r        = { 4 };
+    static const float scales[] = {1e-3f, 1, 30, 1e4f, 1e8f, -30};
+    test_rng           r        = {4};
     for (int i = 0; i < 6; i++) {
         shape s = full_shape(16, 16, 300);
         lab   b;
@@ -109,7 +109,7 @@ TEST(rising_scores) {
 
 /* The order of exact mode: element i to lane i mod 16, lanes added pairwise, 8 apart, then 4, 2, 1. */
 static float ordered_dot(const double *w, const float *x, uint32_t n) {
-    float lane[16] = { 0 };
+    float lane[16] = {0};
     for (uint32_t i = 0; i < n; i++) lane[i % 16] += (float)w[i] * x[i];
     for (int apart = 8; apart > 0; apart /= 2)
         for (int i = 0; i < apart; i++) lane[i] += lane[i + apart];
@@ -137,12 +137,12 @@ static int32_t token_without_rows(const lab *b) {
 }
 
 TEST(sums_in_the_documented_order) {
-    static const uint32_t kinds[] = { L3_F32, L3_F16, L3_BF16, L3_Q8_0, L3_Q4_0, L3_Q6_K };
-    test_rng              r       = { 28 };
+    static const uint32_t kinds[] = {L3_F32, L3_F16, L3_BF16, L3_Q8_0, L3_Q4_0, L3_Q6_K};
+    test_rng              r       = {28};
     for (uint32_t k = 0; k < 120; k++) {
         const uint32_t key = 1 + k % 61, width = k % 6 < 3 ? key + 1 + k % 40 : k % 6 < 5 ? 96 : 256;
-        shape          s   = full_shape(3, width - key, 0);
-        plumbing       p   = streamed(1, 0, k % 2 ? 0 : -1, 0);
+        shape          s = full_shape(3, width - key, 0);
+        plumbing       p = streamed(1, 0, k % 2 ? 0 : -1, 0);
         lab            b;
         text           t;
         s.weight_type = (int)kinds[k % 6];
@@ -161,7 +161,7 @@ TEST(sums_in_the_documented_order) {
 
 /* A table without a single row. */
 TEST(no_rows_at_all) {
-    test_rng r = { 22 };
+    test_rng r = {22};
     shape    s = full_shape(8, 8, 0);
     lab      b;
     text     t;
@@ -180,8 +180,8 @@ TEST(no_rows_at_all) {
 /* ---- windows ---- */
 
 TEST(every_window) {
-    static const uint32_t aligns[] = { 1, 16, 512 };
-    test_rng              r        = { 5 };
+    static const uint32_t aligns[] = {1, 16, 512};
+    test_rng              r        = {5};
     const shape           s        = full_shape(8, 12, 30);
     lab                   b;
     text                  t;
@@ -199,8 +199,8 @@ TEST(every_window) {
 }
 
 TEST(too_small_a_window) {
-    static const uint32_t aligns[] = { 0, 1, 2, 64, 4096 };
-    test_rng              r        = { 6 };
+    static const uint32_t aligns[] = {0, 1, 2, 64, 4096};
+    test_rng              r        = {6};
     for (int i = 0; i < 20; i++) {
         plumbing p = streamed(aligns[i % 5], 0, 0, 0);
         lab      b;
@@ -221,7 +221,7 @@ TEST(too_small_a_window) {
 /* ---- jobs and batches ---- */
 
 TEST(jobs_make_no_difference) {
-    test_rng    r = { 7 };
+    test_rng    r = {7};
     const shape s = full_shape(96, 256, 40);
     lab         b;
     text        t;
@@ -242,7 +242,7 @@ TEST(jobs_make_no_difference) {
 }
 
 TEST(every_batch_size) {
-    test_rng r = { 8 };
+    test_rng r = {8};
     shape    s = full_shape(33, 20, 12);
     lab      b;
     text     t;
@@ -258,7 +258,7 @@ TEST(every_batch_size) {
     for (uint32_t i = 0; i < MAX_N; i++) t.tokens[i] = 3;
     memcpy(t.y, t.x, t.bytes);
     baseline(&b, &t);
-    same_bits(&b, &t, &(plumbing){ .config.batch = MAX_N, .window_over = -1 }, MAX_N);
+    same_bits(&b, &t, &(plumbing){.config.batch = MAX_N, .window_over = -1}, MAX_N);
     text_free(&t);
     lab_free(&b);
 }
@@ -268,9 +268,7 @@ typedef struct tally {
     uint32_t done[128];
 } tally;
 
-static void count_piece(void *arg, uint32_t i) {
-    __atomic_fetch_add(&((tally *)arg)->done[i], 1, __ATOMIC_RELAXED);
-}
+static void count_piece(void *arg, uint32_t i) { __atomic_fetch_add(&((tally *)arg)->done[i], 1, __ATOMIC_RELAXED); }
 
 TEST(pools_run_every_piece_once) {
     for (int k = 0; k < 4; k++) {
@@ -334,8 +332,8 @@ TEST(pool_memory) {
 
 /* A layer may run twice, and layers in any order; only reads ahead are lost. */
 TEST(layers_in_any_order) {
-    static const uint32_t order[] = { 2, 0, 1, 1, 0, 2, 2 };
-    test_rng              r       = { 9 };
+    static const uint32_t order[] = {2, 0, 1, 1, 0, 2, 2};
+    test_rng              r       = {9};
     const shape           s       = full_shape(9, 10, 20);
     lab                   b;
     text                  t;
@@ -425,7 +423,7 @@ static void read_once(const lab *b, const text *t, const plumbing *p) {
 }
 
 TEST(rows_are_read_once_a_batch) {
-    test_rng    r = { 15 };
+    test_rng    r = {15};
     const shape s = full_shape(6, 9, 50);
     lab         b;
     text        t;
@@ -459,7 +457,7 @@ static void check_hints(const lab *b, const text *t, const plumbing *p) {
 }
 
 TEST(rows_are_hinted_when_known) {
-    test_rng    r = { 16 };
+    test_rng    r = {16};
     const shape s = full_shape(6, 9, 50);
     lab         b;
     text        t;
@@ -490,7 +488,7 @@ static text text_of_vocabulary(const lab *b, test_rng *r) {
 }
 
 static void expect_vocabulary(const lab *b, text *t) {
-    static const plumbing plain = { .window_over = -1 };
+    static const plumbing plain = {.window_over = -1};
     bench                 w;
     CHECK_EQ(bench_open(&w, b, &plain), L3_OK);
     for (int32_t token = 0; token < CACHE_VOCAB; token++)
@@ -549,8 +547,8 @@ static uint64_t use_cache(const lab *b, const text *t, test_rng *r, const plumbi
 }
 
 TEST(cache_changes_nothing) {
-    static const size_t budgets[] = { 0, 1023, 1024, 2000, 4000, 8000, 16000, 40000, 1000000 };
-    test_rng            r         = { 23 };
+    static const size_t budgets[] = {0, 1023, 1024, 2000, 4000, 8000, 16000, 40000, 1000000};
+    test_rng            r         = {23};
     shape               s         = full_shape(8, 4, 60);
     lab                 b;
     text                t;
@@ -571,7 +569,7 @@ TEST(cache_changes_nothing) {
 }
 
 TEST(a_cache_that_holds_all_reads_all_once) {
-    test_rng r = { 24 };
+    test_rng r = {24};
     shape    s = full_shape(8, 4, 60);
     plumbing p = streamed(1, MOCK_START, -1, 1000000);
     lab      b;
@@ -593,7 +591,7 @@ TEST(a_cache_that_holds_all_reads_all_once) {
 /* ---- sources of the library's own ---- */
 
 TEST(memory_source) {
-    test_rng r = { 25 };
+    test_rng r = {25};
     lab      b;
     text     t;
     lab_random(&b, &r, 17, 2, 1);
@@ -624,7 +622,7 @@ static void through_file(const lab *b, const text *t, const char *path, l3_file_
 }
 
 TEST(files) {
-    test_rng r = { 26 };
+    test_rng r = {26};
     lab      b;
     text     t;
     char     path[600];

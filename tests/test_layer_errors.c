@@ -8,8 +8,8 @@
 /* ---- arguments ---- */
 
 TEST(wrong_arguments) {
-    static const int32_t wrong[] = { -1, 6, INT32_MIN, INT32_MAX };
-    test_rng             r       = { 10 };
+    static const int32_t wrong[] = {-1, 6, INT32_MIN, INT32_MAX};
+    test_rng             r       = {10};
     const shape          s       = full_shape(4, 4, 3);
     plumbing             p       = streamed(1, MOCK_START, -1, 0);
     lab                  b;
@@ -42,7 +42,7 @@ TEST(wrong_arguments) {
 /* ---- memory ---- */
 
 TEST(memory_is_exact) {
-    test_rng r = { 11 };
+    test_rng r = {11};
     for (int i = 0; i < 60; i++) {
         const plumbing p = random_plumbing(&r);
         lab            b;
@@ -64,7 +64,7 @@ TEST(memory_is_exact) {
 }
 
 TEST(absurd_sizes) {
-    test_rng    r = { 12 };
+    test_rng    r = {12};
     const shape s = full_shape(64, 64, 3);
     plumbing    p = streamed(1, 0, -1, 0);
     lab         b;
@@ -86,9 +86,9 @@ TEST(absurd_sizes) {
 
 /* Window and cache cost nothing where everything is in memory. */
 TEST(memory_is_not_wasted) {
-    test_rng    r = { 13 };
+    test_rng    r = {13};
     const shape s = full_shape(64, 64, 30);
-    plumbing    p = { .window_over = -1, .place = { IN_BOTH, IN_BOTH }, .align = { 4096, 4096 } };
+    plumbing    p = {.window_over = -1, .place = {IN_BOTH, IN_BOTH}, .align = {4096, 4096}};
     lab         b;
     bench       w;
     lab_of(&b, &r, 6, 64, &s, 1, 0);
@@ -105,7 +105,7 @@ TEST(memory_is_not_wasted) {
 
 /* A strict source costs the padding of one window, or of two where reads are started. */
 TEST(alignment_costs_little) {
-    test_rng    r = { 29 };
+    test_rng    r = {29};
     const shape s = full_shape(64, 64, 30);
     size_t      size[2][2];
     lab         b;
@@ -124,7 +124,7 @@ TEST(alignment_costs_little) {
 }
 
 TEST(no_layers) {
-    static const int32_t tokens[] = { 5, 3, 1000000 };
+    static const int32_t tokens[] = {5, 3, 1000000};
     const size_t         size     = l3_work_size(NULL, 0, NULL);
     guard                g        = guard_new(size, L3_ALIGN, 0xcd);
     l3_work             *work     = NULL;
@@ -137,7 +137,7 @@ TEST(no_layers) {
 }
 
 TEST(layers_that_do_not_fit_together) {
-    test_rng    r = { 14 };
+    test_rng    r = {14};
     const shape s = full_shape(4, 4, 3);
     plumbing    p = streamed(1, 0, -1, 0);
     lab         b;
@@ -157,9 +157,7 @@ TEST(layers_that_do_not_fit_together) {
 
 enum { FAIL_ROWS, FAIL_WEIGHTS, STOP };
 
-static uint32_t *event_count(bench *w, int event) {
-    return event == STOP ? &w->stop.calls : &w->mocks[event].calls;
-}
+static uint32_t *event_count(bench *w, int event) { return event == STOP ? &w->stop.calls : &w->mocks[event].calls; }
 
 static void event_at(bench *w, int event, uint32_t at) {
     if (event == STOP) w->stop.stop_at = at;
@@ -193,8 +191,8 @@ static int interrupt(const lab *b, const text *t, const plumbing *p, int event, 
 }
 
 static void interrupt_everywhere(int event, int stoppable) {
-    static const size_t caches[] = { 0, 1500, 100000 };
-    test_rng            r        = { 17 };
+    static const size_t caches[] = {0, 1500, 100000};
+    test_rng            r        = {17};
     const shape         s        = full_shape(8, 8, 10);
     uint32_t            events   = 0;
     lab                 b;
@@ -218,7 +216,7 @@ TEST(stopping_anywhere) { interrupt_everywhere(STOP, 1); }
 
 /* The caller gets to speak after every piece of work, however small the window makes it. */
 TEST(progress_between_reads) {
-    test_rng    r = { 27 };
+    test_rng    r = {27};
     const shape s = full_shape(8, 8, 10);
     plumbing    p = streamed(1, MOCK_START, 0, 0);
     lab         b;
@@ -246,14 +244,18 @@ typedef struct verifying {
     int       noticed;
 } verifying;
 
-static const verifying verifyings[] = {
-    { IN_SOURCE, L3_VERIFY_READS, 0, -1, 0, 1 }, { IN_SOURCE, L3_VERIFY_READS, 0, 0, 0, 1 },
-    { IN_SOURCE, L3_VERIFY_READS, MOCK_START, -1, 0, 1 }, { IN_SOURCE, L3_VERIFY_READS, MOCK_START, 100, 0, 1 },
-    { IN_SOURCE, L3_VERIFY_ALL, 0, -1, 0, 1 }, { IN_SOURCE, L3_VERIFY_NONE, 0, -1, 0, 0 },
-    { IN_SOURCE, L3_VERIFY_READS, 0, -1, 1, 0 }, { IN_SOURCE, L3_VERIFY_ALL, 0, -1, 1, 1 },
-    { IN_DATA, L3_VERIFY_READS, 0, -1, 0, 0 }, { IN_DATA, L3_VERIFY_ALL, 0, -1, 0, 1 },
-    { IN_DATA, L3_VERIFY_NONE, 0, -1, 0, 0 }, { IN_BOTH, L3_VERIFY_ALL, 0, -1, 0, 1 }
-};
+static const verifying verifyings[] = {{IN_SOURCE, L3_VERIFY_READS, 0, -1, 0, 1},
+                                       {IN_SOURCE, L3_VERIFY_READS, 0, 0, 0, 1},
+                                       {IN_SOURCE, L3_VERIFY_READS, MOCK_START, -1, 0, 1},
+                                       {IN_SOURCE, L3_VERIFY_READS, MOCK_START, 100, 0, 1},
+                                       {IN_SOURCE, L3_VERIFY_ALL, 0, -1, 0, 1},
+                                       {IN_SOURCE, L3_VERIFY_NONE, 0, -1, 0, 0},
+                                       {IN_SOURCE, L3_VERIFY_READS, 0, -1, 1, 0},
+                                       {IN_SOURCE, L3_VERIFY_ALL, 0, -1, 1, 1},
+                                       {IN_DATA, L3_VERIFY_READS, 0, -1, 0, 0},
+                                       {IN_DATA, L3_VERIFY_ALL, 0, -1, 0, 1},
+                                       {IN_DATA, L3_VERIFY_NONE, 0, -1, 0, 0},
+                                       {IN_BOTH, L3_VERIFY_ALL, 0, -1, 0, 1}};
 
 static plumbing verifying_plumbing(const verifying *v, size_t cache) {
     plumbing p      = streamed(1, v->flags, v->window_over, cache);
@@ -285,7 +287,7 @@ static void damage_rows(lab *b, const text *t, const verifying *v, size_t cache,
 }
 
 TEST(damaged_rows) {
-    test_rng    r = { 18 };
+    test_rng    r = {18};
     const shape s = full_shape(8, 8, 30);
     lab         b;
     text        t;
@@ -308,7 +310,7 @@ TEST(damaged_rows) {
 
 /* Rows that were checked when they were read need no second look; tokens that are not used need none at all. */
 TEST(undamaged_tokens_pass) {
-    test_rng       r = { 19 };
+    test_rng       r = {19};
     const shape    s = full_shape(8, 8, 30);
     const plumbing p = streamed(1, 0, -1, 100000);
     lab            b;
@@ -342,50 +344,48 @@ typedef struct wrong_field {
 enum { NAN_BITS = 0x7fc00000, INF_BITS = 0x7f800000 };
 
 /* Of a layer with vocabulary 10, key length 48, value length 16, up length 20. */
-static const wrong_field wrong_fields[] = {
-    { FIELD(vocab), 0, L3_ERR_FORMAT, "absurd" },
-    { FIELD(vocab), 9, L3_ERR_FORMAT, "lookup_offsets" },
-    { FIELD(vocab), 11, L3_ERR_FORMAT, "lookup_offsets" },
-    { FIELD(vocab), UINT32_MAX, L3_ERR_FORMAT, "absurd" },
-    { FIELD(row_count), 0, L3_ERR_FORMAT, "lookup_rows" },
-    { FIELD(row_count), 0x80000000u, L3_ERR_FORMAT, "absurd" },
-    { FIELD(key_length), 0, L3_ERR_FORMAT, "absurd" },
-    { FIELD(key_length), 47, L3_ERR_FORMAT, "lookup_rows" },
-    { FIELD(key_length), UINT32_MAX, L3_ERR_FORMAT, "absurd" },
-    { FIELD(value_length), 0, L3_ERR_FORMAT, "absurd" },
-    { FIELD(value_length), 17, L3_ERR_FORMAT, "lookup_rows" },
-    { FIELD(up_length), 0, L3_ERR_FORMAT, "absurd" },
-    { FIELD(up_length), 21, L3_ERR_FORMAT, "lookup_up" },
-    { FIELD(up_length), 0x40000000, L3_ERR_FORMAT, "absurd" },
-    { FIELD(norm_epsilon), NAN_BITS, L3_ERR_FORMAT, "epsilon" },
-    { FIELD(norm_epsilon), INF_BITS, L3_ERR_FORMAT, "epsilon" },
-    { FIELD(norm_epsilon), 0xbf000000u, L3_ERR_FORMAT, "epsilon" },
-    { FIELD(score_scale), NAN_BITS, L3_ERR_FORMAT, "scale" },
-    { FIELD(score_scale), INF_BITS, L3_ERR_FORMAT, "scale" },
-    { FIELD(rows.rows), 3, L3_ERR_FORMAT, "lookup_rows" },
-    { FIELD(rows.cols), 63, L3_ERR_FORMAT, "lookup_rows" },
-    { FIELD(rows.type), L3_I32, L3_ERR_UNSUPPORTED, "lookup_rows" },
-    { FIELD(rows.type), 3, L3_ERR_UNSUPPORTED, "lookup_rows" },
-    { FIELD(rows.type), L3_Q8_0, L3_ERR_FORMAT, "key_length 48" },
-    { FIELD(rows.type), L3_Q4_0, L3_ERR_FORMAT, "key_length 48" },
-    { FIELD(rows.type), L3_Q6_K, L3_ERR_FORMAT, "q6_K" },
-    { FIELD(offsets.cols), 10, L3_ERR_FORMAT, "lookup_offsets" },
-    { FIELD(offsets.rows), 2, L3_ERR_FORMAT, "lookup_offsets" },
-    { FIELD(offsets.type), L3_F32, L3_ERR_FORMAT, "lookup_offsets" },
-    { FIELD(query_norm_weight.cols), 1, L3_ERR_FORMAT, "lookup_query_norm" },
-    { FIELD(up.rows), 19, L3_ERR_FORMAT, "lookup_up" },
-    { FIELD(up.cols), 17, L3_ERR_FORMAT, "lookup_up" },
-    { FIELD(up.type), L3_Q8_0, L3_ERR_FORMAT, "lookup_up" },
-    { FIELD(up_norm_weight.cols), 21, L3_ERR_FORMAT, "lookup_up_norm.weight" },
-    { FIELD(up_norm_weight.rows), 0, L3_ERR_FORMAT, "lookup_up_norm.weight" },
-    { FIELD(up_norm_bias.cols), 0, L3_ERR_FORMAT, "lookup_up_norm.bias" },
-    { FIELD(up_norm_bias.type), 99, L3_ERR_UNSUPPORTED, "lookup_up_norm.bias" },
-    { FIELD(mix.rows), 20, L3_ERR_FORMAT, "lookup_mix" },
-    { FIELD(mix.cols), 48, L3_ERR_FORMAT, "lookup_mix" },
-    { FIELD(mix.type), L3_Q4_0, L3_ERR_FORMAT, "lookup_mix" },
-    { FIELD(checksums.cols), 11, L3_ERR_FORMAT, "checksums" },
-    { FIELD(checksums.type), L3_BF16, L3_ERR_FORMAT, "checksums" }
-};
+static const wrong_field wrong_fields[] = {{FIELD(vocab), 0, L3_ERR_FORMAT, "absurd"},
+                                           {FIELD(vocab), 9, L3_ERR_FORMAT, "lookup_offsets"},
+                                           {FIELD(vocab), 11, L3_ERR_FORMAT, "lookup_offsets"},
+                                           {FIELD(vocab), UINT32_MAX, L3_ERR_FORMAT, "absurd"},
+                                           {FIELD(row_count), 0, L3_ERR_FORMAT, "lookup_rows"},
+                                           {FIELD(row_count), 0x80000000u, L3_ERR_FORMAT, "absurd"},
+                                           {FIELD(key_length), 0, L3_ERR_FORMAT, "absurd"},
+                                           {FIELD(key_length), 47, L3_ERR_FORMAT, "lookup_rows"},
+                                           {FIELD(key_length), UINT32_MAX, L3_ERR_FORMAT, "absurd"},
+                                           {FIELD(value_length), 0, L3_ERR_FORMAT, "absurd"},
+                                           {FIELD(value_length), 17, L3_ERR_FORMAT, "lookup_rows"},
+                                           {FIELD(up_length), 0, L3_ERR_FORMAT, "absurd"},
+                                           {FIELD(up_length), 21, L3_ERR_FORMAT, "lookup_up"},
+                                           {FIELD(up_length), 0x40000000, L3_ERR_FORMAT, "absurd"},
+                                           {FIELD(norm_epsilon), NAN_BITS, L3_ERR_FORMAT, "epsilon"},
+                                           {FIELD(norm_epsilon), INF_BITS, L3_ERR_FORMAT, "epsilon"},
+                                           {FIELD(norm_epsilon), 0xbf000000u, L3_ERR_FORMAT, "epsilon"},
+                                           {FIELD(score_scale), NAN_BITS, L3_ERR_FORMAT, "scale"},
+                                           {FIELD(score_scale), INF_BITS, L3_ERR_FORMAT, "scale"},
+                                           {FIELD(rows.rows), 3, L3_ERR_FORMAT, "lookup_rows"},
+                                           {FIELD(rows.cols), 63, L3_ERR_FORMAT, "lookup_rows"},
+                                           {FIELD(rows.type), L3_I32, L3_ERR_UNSUPPORTED, "lookup_rows"},
+                                           {FIELD(rows.type), 3, L3_ERR_UNSUPPORTED, "lookup_rows"},
+                                           {FIELD(rows.type), L3_Q8_0, L3_ERR_FORMAT, "key_length 48"},
+                                           {FIELD(rows.type), L3_Q4_0, L3_ERR_FORMAT, "key_length 48"},
+                                           {FIELD(rows.type), L3_Q6_K, L3_ERR_FORMAT, "q6_K"},
+                                           {FIELD(offsets.cols), 10, L3_ERR_FORMAT, "lookup_offsets"},
+                                           {FIELD(offsets.rows), 2, L3_ERR_FORMAT, "lookup_offsets"},
+                                           {FIELD(offsets.type), L3_F32, L3_ERR_FORMAT, "lookup_offsets"},
+                                           {FIELD(query_norm_weight.cols), 1, L3_ERR_FORMAT, "lookup_query_norm"},
+                                           {FIELD(up.rows), 19, L3_ERR_FORMAT, "lookup_up"},
+                                           {FIELD(up.cols), 17, L3_ERR_FORMAT, "lookup_up"},
+                                           {FIELD(up.type), L3_Q8_0, L3_ERR_FORMAT, "lookup_up"},
+                                           {FIELD(up_norm_weight.cols), 21, L3_ERR_FORMAT, "lookup_up_norm.weight"},
+                                           {FIELD(up_norm_weight.rows), 0, L3_ERR_FORMAT, "lookup_up_norm.weight"},
+                                           {FIELD(up_norm_bias.cols), 0, L3_ERR_FORMAT, "lookup_up_norm.bias"},
+                                           {FIELD(up_norm_bias.type), 99, L3_ERR_UNSUPPORTED, "lookup_up_norm.bias"},
+                                           {FIELD(mix.rows), 20, L3_ERR_FORMAT, "lookup_mix"},
+                                           {FIELD(mix.cols), 48, L3_ERR_FORMAT, "lookup_mix"},
+                                           {FIELD(mix.type), L3_Q4_0, L3_ERR_FORMAT, "lookup_mix"},
+                                           {FIELD(checksums.cols), 11, L3_ERR_FORMAT, "checksums"},
+                                           {FIELD(checksums.type), L3_BF16, L3_ERR_FORMAT, "checksums"}};
 
 typedef struct check_bench {
     lab   b;
@@ -393,7 +393,7 @@ typedef struct check_bench {
 } check_bench;
 
 static void check_open(check_bench *c, const plumbing *p) {
-    test_rng    r = { 20 };
+    test_rng    r = {20};
     const shape s = full_shape(16, 20, 30);
     lab_of(&c->b, &r, 10, 48, &s, 1, 1);
     CHECK_EQ(bench_open(&c->w, &c->b, p), L3_OK);
@@ -452,12 +452,14 @@ TEST(missing_parts_are_refused) {
 }
 
 /* Offset `index` of the table becomes `value`; the one that is wrong then is number `index + later`. */
-static const struct { uint32_t index; int32_t change; uint32_t later; } wrong_offsets[] = {
-    { 0, 1, 0 }, { 0, -1, 0 }, { 5, 1000, 0 }, { 5, -1000, 0 }, { 10, 1, 0 }, { 10, -1, 0 }, { 5, INT32_MIN, 0 }
-};
+static const struct {
+    uint32_t index;
+    int32_t  change;
+    uint32_t later;
+} wrong_offsets[] = {{0, 1, 0}, {0, -1, 0}, {5, 1000, 0}, {5, -1000, 0}, {10, 1, 0}, {10, -1, 0}, {5, INT32_MIN, 0}};
 
 TEST(wrong_offsets_are_refused) {
-    static const uint32_t aligns[] = { 0, 2, 16, 512, 4096 };
+    static const uint32_t aligns[] = {0, 2, 16, 512, 4096};
     for (int k = 0; k < 15; k++) {
         plumbing    p = streamed(aligns[k % 5], 0, -1, 0);
         check_bench c;
@@ -482,9 +484,9 @@ TEST(wrong_offsets_are_refused) {
 TEST(more_rows_than_allowed_are_refused) {
     const plumbing p = streamed(1, 0, -1, 0);
     check_bench    c;
-    uint32_t       most = 0;
+    uint32_t       most  = 0;
     int32_t        token = 0;
-    float          x[48] = { 0 };
+    float          x[48] = {0};
     check_open(&c, &p);
     for (int32_t t = 0; t < 10; t++) {
         const uint32_t rows = c.b.exact[0].first[t + 1] - c.b.exact[0].first[t];
@@ -504,7 +506,7 @@ TEST(more_rows_than_allowed_are_refused) {
 
 /* A driver that gives other offsets later than when they were checked: an error, and nothing outside is read. */
 TEST(offsets_that_change_harm_nobody) {
-    test_rng    r = { 21 };
+    test_rng    r = {21};
     check_bench c;
     for (int k = 0; k < 4; k++) {
         const plumbing p = streamed(1, k & 1 ? MOCK_START : 0, k & 2 ? 0 : -1, k == 3 ? 5000 : 0);
@@ -512,7 +514,7 @@ TEST(offsets_that_change_harm_nobody) {
         for (int i = 0; i < 300; i++) {
             const uint64_t at    = c.b.layers[0].offsets.offset + test_below(&r, 44);
             const int32_t  token = (int32_t)test_below(&r, 10);
-            float          x[48] = { 0 };
+            float          x[48] = {0};
             c.b.bytes[at]        = (unsigned char)test_below(&r, 256);
             int code             = l3_lookup_begin(c.w.work, &token, 1, NULL);
             if (code == L3_OK) code = l3_lookup_forward(c.w.work, 0, x, NULL);

@@ -641,6 +641,34 @@ TEST(damaged_snapshots) {
     text_free(&t);
 }
 
+/* Whatever comes: an error, or the right state; and never a third thing. */
+TEST(snapshots_that_change) {
+    text     t = small_text();
+    test_rng r = {20};
+    pipes    p = streamed();
+    rig      g;
+    seat     s;
+    int      loaded = 0, emptied = 0;
+    REQUIRE(pipes_open(&g, &s, &t, &p) && follow(s.session, &t, 20, ONE_CALL, &r));
+    l3_buffer b = save(s.session);
+    liar      l = {{b.bytes, b.used}, {2}, 1};
+    for (int run = 0; run < 300; run++) {
+        const l3_source in = liar_source(&l, 1u << test_below(&r, 6));
+        l3_error        err;
+        l.one_in = 1 + test_below(&r, 8);
+        rewind_to(s.session, 10);
+        const int code = l3_session_load(s.session, &in, &err);
+        CHECK(code == L3_OK ? l3_position(s.session) == 20 : error_sound(code, &err));
+        loaded += code == L3_OK;
+        emptied += l3_position(s.session) == 0;
+        if (!follow(s.session, &t, 21, ONE_CALL, &r)) break;
+    }
+    CHECK(loaded > 0 && emptied > 0);
+    free(b.bytes);
+    pipes_close(&g, &s);
+    text_free(&t);
+}
+
 /* Reads of the snapshot, or of the model for its fingerprint, that fail. */
 TEST(snapshots_that_cannot_be_read) {
     text     t = small_text();
@@ -945,6 +973,7 @@ int main(void) {
     RUN(snapshots_that_cannot_be_written);
     RUN(snapshots_of_others);
     RUN(damaged_snapshots);
+    RUN(snapshots_that_change);
     RUN(snapshots_that_cannot_be_read);
     RUN(full_context);
     RUN(bad_tokens);

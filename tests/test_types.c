@@ -19,17 +19,11 @@ static float bits_float(uint32_t bits) {
     return f;
 }
 
-static int same_float(float a, float b) {
-    return (a != a && b != b) || float_bits(a) == float_bits(b);
-}
+static int same_float(float a, float b) { return (a != a && b != b) || float_bits(a) == float_bits(b); }
 
-static uint32_t read16(const unsigned char *p) {
-    return (uint32_t)p[0] | (uint32_t)p[1] << 8;
-}
+static uint32_t read16(const unsigned char *p) { return (uint32_t)p[0] | (uint32_t)p[1] << 8; }
 
-static double worst(double a, double b) {
-    return a > b || a != a ? a : b;
-}
+static double worst(double a, double b) { return a > b || a != a ? a : b; }
 
 /* Distance in units of the last place of the float nearest to `exact`. */
 static double ulps(float got, double exact) {
@@ -60,10 +54,14 @@ static uint32_t slow_crc(const unsigned char *p, size_t n) {
 }
 
 TEST(crc_known_answers) {
-    static const struct { const char *text; uint32_t crc; } cases[] = {
-        { "", 0 }, { "123456789", 0xcbf43926u }, { "a", 0xe8b7be43u }, { "abc", 0x352441c2u },
-        { "The quick brown fox jumps over the lazy dog", 0x414fa339u }
-    };
+    static const struct {
+        const char *text;
+        uint32_t    crc;
+    } cases[] = {{"", 0},
+                 {"123456789", 0xcbf43926u},
+                 {"a", 0xe8b7be43u},
+                 {"abc", 0x352441c2u},
+                 {"The quick brown fox jumps over the lazy dog", 0x414fa339u}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         CHECK_EQ(l3_crc32(0, cases[i].text, strlen(cases[i].text)), cases[i].crc);
     }
@@ -71,7 +69,7 @@ TEST(crc_known_answers) {
 
 TEST(crc_of_pieces) {
     unsigned char bytes[1000];
-    test_rng r = { 1 };
+    test_rng      r = {1};
     for (size_t i = 0; i < sizeof bytes; i++) bytes[i] = (unsigned char)test_below(&r, 256);
     for (size_t n = 0; n <= sizeof bytes; n += 1 + n / 7) {
         const uint32_t whole = l3_crc32(0, bytes, n);
@@ -83,10 +81,12 @@ TEST(crc_of_pieces) {
     }
 }
 
-static const struct { int type; const char *name; uint32_t block, bytes; } types[] = {
-    { L3_F32, "f32", 1, 4 },     { L3_F16, "f16", 1, 2 },      { L3_BF16, "bf16", 1, 2 },   { L3_I32, "i32", 1, 4 },
-    { L3_Q8_0, "q8_0", 32, 34 }, { L3_Q4_0, "q4_0", 32, 18 }, { L3_Q6_K, "q6_K", 256, 210 }
-};
+static const struct {
+    int         type;
+    const char *name;
+    uint32_t    block, bytes;
+} types[] = {{L3_F32, "f32", 1, 4},     {L3_F16, "f16", 1, 2},     {L3_BF16, "bf16", 1, 2},    {L3_I32, "i32", 1, 4},
+             {L3_Q8_0, "q8_0", 32, 34}, {L3_Q4_0, "q4_0", 32, 18}, {L3_Q6_K, "q6_K", 256, 210}};
 enum { N_TYPES = sizeof types / sizeof *types };
 
 TEST(type_table) {
@@ -104,9 +104,9 @@ TEST(type_table) {
 }
 
 TEST(unknown_types) {
-    static const int unknown[] = { -1, 3, 6, 7, 9, 12, 24, 31, 1000 };
+    static const int unknown[] = {-1, 3, 6, 7, 9, 12, 24, 31, 1000};
     for (size_t i = 0; i < sizeof unknown / sizeof *unknown; i++) {
-        float out[32] = { 7 };
+        float out[32] = {7};
         CHECK(l3_type_name(unknown[i]) == NULL);
         CHECK_EQ(l3_type_block(unknown[i]), 0);
         CHECK_EQ(l3_row_bytes(unknown[i], 256), 0);
@@ -118,11 +118,11 @@ TEST(unknown_types) {
 /* ---- plain numbers ---- */
 
 TEST(bytes_are_little_endian) {
-    static const float         numbers[2] = { 1.0f, -2.5f };
-    static const int32_t       ints[3]    = { 0, -2, 0x01020304 };
-    static const unsigned char f32[] = { 0, 0, 0x80, 0x3f, 0, 0, 0x20, 0xc0 }, f16[] = { 0, 0x3c, 0, 0xc1 },
-                               bf16[] = { 0x80, 0x3f, 0x20, 0xc0 },
-                               i32[] = { 0, 0, 0, 0, 0xfe, 0xff, 0xff, 0xff, 4, 3, 2, 1 };
+    static const float         numbers[2] = {1.0f, -2.5f};
+    static const int32_t       ints[3]    = {0, -2, 0x01020304};
+    static const unsigned char f32[] = {0, 0, 0x80, 0x3f, 0, 0, 0x20, 0xc0}, f16[] = {0, 0x3c, 0, 0xc1},
+                               bf16[] = {0x80, 0x3f, 0x20, 0xc0},
+                               i32[]  = {0, 0, 0, 0, 0xfe, 0xff, 0xff, 0xff, 4, 3, 2, 1};
     unsigned char out[16];
     l3_pack(L3_F32, numbers, 2, out);
     CHECK_MEM(out, f32, sizeof f32);
@@ -149,7 +149,7 @@ static uint32_t pack_half(float f) {
 
 TEST(every_f16) {
     for (uint32_t h = 0; h < 65536; h++) {
-        const unsigned char bytes[2] = { (unsigned char)(h & 255), (unsigned char)(h >> 8) };
+        const unsigned char bytes[2] = {(unsigned char)(h & 255), (unsigned char)(h >> 8)};
         const double        exact    = half_value(h);
         float               f;
         l3_unpack(L3_F16, bytes, 0, 1, &f);
@@ -187,7 +187,7 @@ static uint32_t pack_bf16(uint32_t bits) {
 
 TEST(every_bf16) {
     for (uint32_t h = 0; h < 65536; h++) {
-        const unsigned char bytes[2] = { (unsigned char)(h & 255), (unsigned char)(h >> 8) };
+        const unsigned char bytes[2] = {(unsigned char)(h & 255), (unsigned char)(h >> 8)};
         const int           nan      = (h & 0x7fff) > 0x7f80;
         float               f;
         l3_unpack(L3_BF16, bytes, 0, 1, &f);
@@ -224,7 +224,7 @@ static void compare_unpacked(int type, uint32_t n, test_rng *r) {
 }
 
 TEST(unpack_agrees_with_the_reference) {
-    test_rng r = { 2 };
+    test_rng r = {2};
     for (int i = 0; i < N_TYPES; i++) {
         if (types[i].type == L3_I32) continue;
         for (int round = 0; round < 200; round++) compare_unpacked(types[i].type, 512, &r);
@@ -233,8 +233,8 @@ TEST(unpack_agrees_with_the_reference) {
 
 /* n numbers of a random magnitude; now and then zeros, equal ones, a lonely large one. */
 static void random_block(test_rng *r, float *x, uint32_t n, int exponents) {
-    const double scale = ldexp(1, (int)test_below(r, 2 * (uint32_t)exponents + 1) - exponents);
-    const uint32_t kind = test_below(r, 8);
+    const double   scale = ldexp(1, (int)test_below(r, 2 * (uint32_t)exponents + 1) - exponents);
+    const uint32_t kind  = test_below(r, 8);
     for (uint32_t i = 0; i < n; i++) x[i] = (float)(kind == 0 ? 0 : kind == 1 ? scale : scale * test_normal(r));
     if (kind == 2) x[test_below(r, n)] *= 50;
 }
@@ -255,7 +255,7 @@ static double block_error(int type, const float *x, double *step) {
 /* Q8_0: half a step, and 127 steps times the half's rounding (2^-11). Q4_0: the end opposite to the peak has no
  * level of its own and loses up to one step. Below 2^-14 the scale's own error is up to 2^-25. */
 static void check_block_errors(int type, double rounding, double levels) {
-    test_rng r    = { 3 };
+    test_rng r    = {3};
     double   most = 0;
     for (int round = 0; round < 40000; round++) {
         float  x[32];
@@ -287,7 +287,7 @@ static void check_nearest(const float *x) {
 }
 
 TEST(q8_0_levels_are_nearest) {
-    test_rng r = { 4 };
+    test_rng r = {4};
     float    x[32];
     for (int round = 0; round < 5000; round++) {
         random_block(&r, x, 32, 10);
@@ -305,7 +305,7 @@ TEST(just_below_a_half_rounds_down) {
 }
 
 TEST(q4_0_layout) {
-    unsigned char row[18], expected[18] = { 0x00, 0x38 };           /* scale 0.5 */
+    unsigned char row[18], expected[18] = {0x00, 0x38}; /* scale 0.5 */
     float         x[32], back[32];
     for (int i = 0; i < 32; i++) x[i] = 0.5f * (float)(i % 16 - 8);
     for (int i = 0; i < 16; i++) expected[2 + i] = (unsigned char)(i | i << 4);
@@ -317,8 +317,8 @@ TEST(q4_0_layout) {
 
 /* What was unpacked packs to the same values again. */
 TEST(packing_twice_changes_nothing) {
-    static const int kinds[] = { L3_F32, L3_F16, L3_BF16, L3_Q8_0, L3_Q4_0 };
-    test_rng         r       = { 5 };
+    static const int kinds[] = {L3_F32, L3_F16, L3_BF16, L3_Q8_0, L3_Q4_0};
+    test_rng         r       = {5};
     for (int round = 0; round < 5000; round++) {
         const int     type = kinds[round % 5];
         unsigned char a[128], b[128];
@@ -342,7 +342,7 @@ static void pack_odd(int type, float odd, float *back) {
 }
 
 TEST(odd_numbers_in_blocks) {
-    static const int kinds[] = { L3_Q8_0, L3_Q4_0 };
+    static const int kinds[] = {L3_Q8_0, L3_Q4_0};
     for (int k = 0; k < 2; k++) {
         float back[32];
         pack_odd(kinds[k], 1e-42f, back);
@@ -357,7 +357,7 @@ TEST(odd_numbers_in_blocks) {
 }
 
 TEST(blocks_of_tiny_numbers) {
-    static const float tiny[] = { 0, -0.0f, 1e-45f, -1e-45f, 1e-39f, 1e-38f, -1e-30f, 1e-12f };
+    static const float tiny[] = {0, -0.0f, 1e-45f, -1e-45f, 1e-39f, 1e-38f, -1e-30f, 1e-12f};
     for (size_t k = 0; k < sizeof tiny / sizeof *tiny; k++) {
         unsigned char row[34];
         float         x[32], back[32];
@@ -372,9 +372,7 @@ TEST(blocks_of_tiny_numbers) {
 
 /* ---- elementary functions ---- */
 
-static double expf_error(float x) {
-    return ulps(l3__expf(x), exp((double)x));
-}
+static double expf_error(float x) { return ulps(l3__expf(x), exp((double)x)); }
 
 TEST(expf_against_libm) {
     const uint32_t stride = test_quick() ? 2111 : 307;
@@ -401,7 +399,7 @@ TEST(expf_never_falls) {
 
 TEST(sqrtf_bit_for_bit) {
     const int n     = test_quick() ? 300000 : 4000000;
-    test_rng  r     = { 6 };
+    test_rng  r     = {6};
     int       wrong = 0;
     for (int i = 0; i < n; i++) {
         const uint32_t bits = (uint32_t)(test_random(&r) & 0x7fffffff);
@@ -430,10 +428,10 @@ static double sincos_error(double a) {
 
 /* Half a unit in the last place of a float below 1 is 2^-25 = 2.98e-8: what no float can beat. */
 TEST(sincos_against_libm) {
-    static const struct { double limit, allowed; } cases[] = {
-        { 1, 2.99e-8 }, { 1000, 2.99e-8 }, { 1e6, 2.99e-8 }, { 2147483647.0, 4e-7 }
-    };
-    test_rng r = { 7 };
+    static const struct {
+        double limit, allowed;
+    } cases[]  = {{1, 2.99e-8}, {1000, 2.99e-8}, {1e6, 2.99e-8}, {2147483647.0, 4e-7}};
+    test_rng r = {7};
     for (size_t k = 0; k < sizeof cases / sizeof *cases; k++) {
         double most = 0;
         for (int i = 0; i < 300000; i++) most = worst(most, sincos_error(test_unit(&r) * cases[k].limit));
@@ -445,7 +443,7 @@ TEST(sincos_against_libm) {
 }
 
 TEST(exp_and_log_against_libm) {
-    test_rng r = { 8 };
+    test_rng r    = {8};
     double   exps = 0, logs = 0;
     for (int i = 0; i < 300000; i++) {
         const double x = (test_unit(&r) * 2 - 1) * 690, y = exp(x), near_one = 1 + x * 1e-4;
@@ -464,7 +462,7 @@ TEST(rope_frequencies_against_libm) {
     for (double base = 100; base < 1e8; base *= 1.7) {
         for (int i = 0; i < 128; i++) {
             const double exact = pow(base, -i / 128.0);
-            most = worst(most, fabs(l3__exp(-i / 128.0 * l3__log(base)) / exact - 1));
+            most               = worst(most, fabs(l3__exp(-i / 128.0 * l3__log(base)) / exact - 1));
         }
     }
     CHECK(most <= 5e-15);
