@@ -211,13 +211,14 @@ enum {
     L3_TEXT_BOS      = 4  /* BOS in front if the model wants one (add_bos) */
 };
 
-/* ids (capacity,) gets the first capacity token IDs; *n is how many there are in all, and L3_ERR_MEMORY comes back if they
- * did not fit. ids may be NULL with capacity 0 to count. L3_ERR_MEMORY also for a run that is too long. */
+/* ids (capacity,) gets the first capacity token IDs; *n is how many there are in all. ids NULL with capacity 0 only counts.
+ * L3_ERR_MEMORY with *n above capacity: they did not fit; with *n = 0, as after every other error: a run is too long. */
 L3_API int l3_tokenize(l3_tokenizer *tokenizer, const char *text, size_t length, int flags, int32_t *ids,
                        size_t capacity, size_t *n, l3_error *err);
 
 /* The text of the next token of a stream: *text (*n bytes, not terminated) is valid until the next call. Bytes of a UTF-8
- * character that is not yet complete are held back. The dummy space of the first piece after BOS is dropped. */
+ * character that is not yet complete are held back. The dummy space of the first piece, in a stream and after BOS, is dropped;
+ * so the prompt's tokens go through it too. */
 L3_API int l3_detokenize(l3_tokenizer *tokenizer, int32_t id, const char **text, size_t *n, l3_error *err);
 /* Ends a stream: the bytes held back, at most 3. The next token starts a new one. */
 L3_API void l3_detokenize_end(l3_tokenizer *tokenizer, const char **text, size_t *n);
@@ -2284,8 +2285,8 @@ L3_API int l3_tokenize(l3_tokenizer *t, const char *text, size_t length, int fla
     }
     if (code == L3_OK && x.n > 0) code = l3__tokenize_plain(t, &x, &out, err);
     if (code == L3_OK) code = t->code;
-    *n = out.n;
-    if (code != L3_OK || out.n <= capacity) return code;
+    *n = code == L3_OK ? out.n : 0;
+    if (code != L3_OK || !ids || out.n <= capacity) return code;
     return l3__fail(err, L3_ERR_MEMORY, 0, "%U token IDs do not fit in %U", (uint64_t)out.n, (uint64_t)capacity);
 }
 

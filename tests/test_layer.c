@@ -636,7 +636,7 @@ TEST(files) {
     through_file(&b, &t, path, L3_FILE_MAP);
     through_file(&b, &t, path, L3_FILE_READ);
     CHECK_EQ(l3_source_open_file(&f, test_temp("absent", path, sizeof path), L3_FILE_MAP, &err), L3_ERR_IO);
-    CHECK(err.code == L3_ERR_IO && err.io == ENOENT && strstr(err.text, "absent"));
+    CHECK(err.code == L3_ERR_IO && err.io == -ENOENT && strstr(err.text, "absent"));
     test_temp("empty", path, sizeof path);
     CHECK(test_write(path, "", 0));
     CHECK_EQ(l3_source_open_file(&f, path, L3_FILE_READ, &err), L3_ERR_IO);
