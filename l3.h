@@ -295,7 +295,7 @@ typedef struct l3_stats {
     uint64_t row_bytes_read;    /* bytes read for them from sources, alignment included; 0 when mapped      */
     uint64_t row_reads;         /* calls of read or start for them                                         */
     uint64_t cache_hits;        /* row blocks found in the cache                                           */
-    uint64_t cache_misfits;     /* row blocks that the cache is too small to hold                          */
+    uint64_t cache_misfits;     /* row blocks that found no room in a cache that is too small for them     */
     uint64_t weight_bytes_read; /* bytes read for everything else; 0 when mapped                           */
 } l3_stats;
 
@@ -1745,7 +1745,7 @@ L3__FN unsigned char *l3__chunk_place(l3_work *w, l3__chunk *c, uint64_t bytes, 
         c->entry =
             l3__cache_add(&w->cache, c->layer, w->groups[c->group].token, l3__window_for(t->source, bytes) + align);
     if (!c->entry) {
-        if (c->row == 0 && w->cache.size) w->stats.cache_misfits++;
+        if (c->row == 0 && w->config.cache) w->stats.cache_misfits++;
         const uint32_t room = l3__rows_per_window(w, t);
         if (c->rows > room) c->rows = room;
         return w->window[slot];

@@ -148,31 +148,26 @@ static void end_text(run *r) {
     print("\n", 1);
 }
 
-/* Why --cache cannot help, or NULL. */
-static const char *cache_remark(const run *r, size_t budget) {
-    const l3_lookup *layer;
-    uint64_t         worst = 0;
-    for (uint32_t i = 0; (layer = l3_model_lookup(r->engine.model, i, NULL)) != NULL; i++) {
-        const uint64_t block = cli_worst_block(layer);
-        if (layer->rows.data)
-            return "no effect: the rows are mapped, and the operating system keeps them; --source read uses it";
-        if (block > worst) worst = block;
-    }
-    if (worst == 0) return "no effect: the model has no lookup layer";
-    return worst > budget ? "smaller than the rows of the token that has most, so those are read every time" : NULL;
+/* What --cache did, or why it could do nothing. */
+static void print_cache(const run *r, const l3_stats *s) {
+    const l3_lookup *layer = l3_model_lookup(r->engine.model, 0, NULL);
+    if (!layer) fprintf(stderr, "cache        no effect: the model has no lookup layer\n");
+    else if (layer->rows.data) fprintf(stderr, "cache        no effect: the rows are mapped; --source read uses it\n");
+    else
+        fprintf(stderr,
+                "cache        %" PRIu64 " of %" PRIu64 " row blocks found; %" PRIu64 " had no room in it\n",
+                s->cache_hits, s->lookups, s->cache_misfits);
 }
 
 static void print_reading(const run *r, size_t cache) {
-    const l3_stats    s      = l3_session_stats(r->engine.session);
-    const uint32_t    tokens = l3_position(r->engine.session);
-    const double      per    = tokens ? 1.0 / tokens : 0;
-    const char *const remark = cache ? cache_remark(r, cache) : NULL;
+    const l3_stats s      = l3_session_stats(r->engine.session);
+    const uint32_t tokens = l3_position(r->engine.session);
+    const double   per    = tokens ? 1.0 / tokens : 0;
     fprintf(stderr, "rows         asked %s a token, read %s a token in %" PRIu64 " reads\n",
             cli_bytes((double)s.row_bytes_asked * per), cli_bytes((double)s.row_bytes_read * per), s.row_reads);
     fprintf(stderr, "weights      read %s a token%s\n", cli_bytes((double)s.weight_bytes_read * per),
             r->engine.file.mapping ? " (mapped)" : "");
-    fprintf(stderr, "cache        %" PRIu64 " of %" PRIu64 " row blocks%s%s\n", s.cache_hits, s.lookups,
-            remark ? "; " : "", remark ? remark : "");
+    if (cache) print_cache(r, &s);
 }
 
 static void print_stats(const run *r, size_t cache) {

@@ -861,13 +861,4 @@ static inline int32_t *cli_offsets(const l3_lookup *layer) {
     return all;
 }
 
-/* Bytes of the rows that one token owns in one layer, at most. */
-static inline uint64_t cli_worst_block(const l3_lookup *layer) {
-    int32_t *offsets = cli_offsets(layer), worst = 0;
-    for (uint32_t t = 0; t < layer->vocab; t++)
-        if (offsets[t + 1] - offsets[t] > worst) worst = offsets[t + 1] - offsets[t];
-    free(offsets);
-    return (uint64_t)worst * l3_row_bytes(layer->rows.type, layer->rows.cols);
-}
-
 #endif /* CLI_H */
