@@ -55,7 +55,7 @@ fuzz-clang: $(B)/tests/fuzz_seeds
 	$(B)/fuzz_model -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=2048 -max_len=65536 -verbosity=0 \
 	    -print_final_stats=1 -artifact_prefix=$(B)/ $(B)/corpus $(B)/seeds
 
-## allocation over 100 million tokens, every corruption of a small file: minutes
+## allocation over 100 million tokens, many more damaged files: minutes
 long: $(B)/tests/long_alloc $(B)/tests/test_bad_files
 	$(B)/tests/long_alloc
 	L3_LONG=1 $(B)/tests/test_bad_files

@@ -23,8 +23,8 @@
  *     L3_NO_ALLOCATOR    leaves out the builder of allocations (l3_alloc_*)
  *     L3_THREADS         gives l3_pool, a small pthread pool (needs gcc or clang atomics)
  *     L3_ALIGN           alignment of blocks given to the library, a power of two >= 8 (64; 16 with L3_NO_STDIO)
- *     L3_MAX_ALIGN       largest l3_source.align; three times this is taken from the stack while a file is opened
- *                        (4096; 512 with L3_NO_STDIO)
+ *     L3_MAX_ALIGN       largest l3_source.align; three times this is taken from the stack while a file is opened, six
+ *                        times while a snapshot is loaded (4096; 512 with L3_NO_STDIO)
  *
  * MEMORY   The library never allocates. A call ending in _size tells how many bytes an object needs, the call ending
  *          in _init takes them; the size is exact. No globals. No recursion.
@@ -622,6 +622,7 @@ L3__FN const uint8_t *l3__peek(l3__reader *r, uint64_t off, size_t n, l3_error *
         l3__fail(err, L3_ERR_FORMAT, off, "the file ends at byte %U, inside something that starts at %U", s->size, off);
         return NULL;
     }
+    if (n == 0) return r->buffer; /* at the very end there is nothing to ask for */
     if (s->map && (p = (const uint8_t *)s->map(s->user, off, n)) != NULL) return p;
     if (off < r->at || end > r->at + r->have) {
         const uint64_t mask = l3__align_of(s) - 1, start = off & ~mask, left = s->size - start;

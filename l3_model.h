@@ -177,7 +177,8 @@ L3_API l3_stats l3_session_stats(const l3_session *session);
 /* Takes bytes somewhere: 0, or an own negative code, which comes back in l3_error.io. */
 typedef int (*l3_write_fn)(void *user, const void *bytes, size_t n);
 
-/* The position, KV cache and logits of a session, in a form that any machine can load (docs/FORMAT.md). */
+/* The position, KV cache and logits of a session, in a form that any machine can load (docs/FORMAT.md). The logits are
+ * whatever l3_logits() gives: after a failed call or l3_truncate(), decode a token before sampling from them. */
 L3_API uint64_t l3_session_save_size(const l3_session *session);
 L3_API int      l3_session_save(const l3_session *session, l3_write_fn write, void *user, l3_error *err);
 /* Puts a session of the same model, the same kv_type and enough context where the saved one was. The snapshot is checked
