@@ -3,7 +3,6 @@
  *     gguf_writer w;
  *     gguf_begin(&w, "model.gguf");
  *     gguf_string(&w, "general.architecture", "l3");
- *     gguf_checksum(&w);                                       // l3.checksum.file, filled in at the end
  *     gguf_tensor(&w, "token_embd.weight", L3_F32, cols, rows);
  *     gguf_begin_data(&w);
  *     gguf_data(&w, bytes, n);                                 // as often as needed; tensors follow one another
@@ -29,8 +28,6 @@ typedef struct gguf_writer {
     uint64_t   *sizes;      /* (n_tensors,) bytes of each tensor */
     uint64_t    next;       /* offset of the next tensor's data */
     uint64_t    at, filled; /* the tensor whose data come now, and how many of its bytes came */
-    size_t      checksum;   /* in keys: where the checksum's 4 bytes are; 0: none */
-    uint32_t    crc;
 } gguf_writer;
 
 static inline void gguf_put(gguf_buffer *b, const void *bytes, size_t n) {
@@ -102,17 +99,6 @@ static inline void gguf_string(gguf_writer *w, const char *name, const char *v) 
     gguf_put_text(&w->keys, v, strlen(v));
 }
 
-static inline void gguf_u32s(gguf_writer *w, const char *name, const uint32_t *v, uint64_t n) {
-    gguf_array(w, name, L3_GGUF_U32, n);
-    for (uint64_t i = 0; i < n; i++) gguf_put_number(&w->keys, v[i], 4);
-}
-
-/* The CRC-32 of the whole file, its own 4 bytes taken as zero. */
-static inline void gguf_checksum(gguf_writer *w) {
-    gguf_u32(w, "l3.checksum.file", 0);
-    w->checksum = w->keys.used - 4;
-}
-
 /* ---- tensors ---- */
 
 /* A matrix (rows, cols), or a vector with rows 0. */
@@ -132,10 +118,7 @@ static inline void gguf_tensor(gguf_writer *w, const char *name, l3_type type, u
     w->next = (w->next + size + GGUF_ALIGNMENT - 1) / GGUF_ALIGNMENT * GGUF_ALIGNMENT;
 }
 
-static inline void gguf_write_out(gguf_writer *w, const void *bytes, size_t n) {
-    if (w->checksum) w->crc = l3_crc32(w->crc, bytes, n);
-    cli_write(&w->out, bytes, n);
-}
+static inline void gguf_write_out(gguf_writer *w, const void *bytes, size_t n) { cli_write(&w->out, bytes, n); }
 
 static inline void gguf_pad(gguf_writer *w, uint64_t size) {
     static const unsigned char zero[GGUF_ALIGNMENT];
@@ -148,7 +131,6 @@ static inline void gguf_begin_data(gguf_writer *w) {
     gguf_put_number(&head, 3, 4);
     gguf_put_number(&head, w->n_tensors, 8);
     gguf_put_number(&head, w->n_keys, 8);
-    if (w->checksum) w->checksum += head.used;
     gguf_write_out(w, head.bytes, head.used);
     gguf_write_out(w, w->keys.bytes, w->keys.used);
     gguf_write_out(w, w->tensors.bytes, w->tensors.used);
@@ -169,13 +151,6 @@ static inline void gguf_data(gguf_writer *w, const void *bytes, size_t n) {
 
 static inline void gguf_end(gguf_writer *w) {
     if (w->at != w->n_tensors) cli_fail("%s: tensors without data", w->out.path);
-    if (w->checksum) {
-        gguf_buffer crc = {NULL, 0, 0};
-        gguf_put_number(&crc, w->crc, 4);
-        if (fseek(w->out.file, (long)w->checksum, SEEK_SET) != 0) cli_fail("%s: no regular file", w->out.path);
-        cli_write(&w->out, crc.bytes, crc.used);
-        free(crc.bytes);
-    }
     cli_output_close(&w->out);
     free(w->keys.bytes);
     free(w->tensors.bytes);
