@@ -46,7 +46,7 @@ static inline const char *string_set_get(const string_set *s, uint32_t number, s
 }
 
 /* Room for n items of a growing array, and as many again; *room counts items. */
-static inline void *string_set_grow(void *block, size_t *room, size_t n, size_t size) {
+static inline void *string_set_room(void *block, size_t *room, size_t n, size_t size) {
     if (n <= *room) return block;
     *room     = 2 * n + 64;
     void *now = *room > SIZE_MAX / size ? NULL : realloc(block, *room * size);
@@ -85,8 +85,8 @@ static inline uint32_t string_set_add(string_set *s, const char *string, size_t 
     const size_t start = s->n ? s->ends[s->n - 1] : 0;
     if (s->n == UINT32_MAX - 1) cli_fail("there are more than %" PRIu32 " different strings", s->n);
     if (s->n >= s->n_slots / 4 * 3) string_set_rehash(s);
-    s->ends       = (size_t *)string_set_grow(s->ends, &s->room_ends, (size_t)s->n + 1, sizeof *s->ends);
-    s->bytes      = (char *)string_set_grow(s->bytes, &s->room_bytes, start + n, 1);
+    s->ends       = (size_t *)string_set_room(s->ends, &s->room_ends, (size_t)s->n + 1, sizeof *s->ends);
+    s->bytes      = (char *)string_set_room(s->bytes, &s->room_bytes, start + n, 1);
     s->ends[s->n] = start + n;
     if (n) memcpy(s->bytes + start, string, n);
     string_set_place(s, hash, s->n);

@@ -10,7 +10,7 @@
  * to no document. With `lines` every line is a document. Empty documents are dropped. A path that ends in .xz or .gz goes
  * through that program, "-" is standard input. Failures end the program, as everything in cli.h does.
  *
- * Sections: >>text >>joins >>tokens >>fingerprint */
+ * Sections: >>text >>window >>joins >>tokens >>fingerprint */
 #ifndef TEXT_H
 #define TEXT_H
 
@@ -19,7 +19,7 @@
 
 /* >>text ------------------------------------------------------------------------------------------------------------- */
 
-/* The next bytes of a document, at least one; valid until the next call. */
+/* The next bytes of a document, at least one unless empty documents are wanted; valid until the next call. */
 typedef struct text_piece {
     const char *bytes;
     size_t      n;
@@ -34,9 +34,10 @@ typedef struct text_reader {
     const char *const *paths;
     size_t             n_paths, n_opened;
     bool               lines;
-    FILE              *file;  /* the one being read, or NULL */
-    const char        *tool;  /* what unpacks it, or NULL */
-    bool               whole; /* all that is left of it is in the buffer */
+    bool               keep_empty; /* give out empty documents, too; false unless set after text_open() */
+    FILE              *file;       /* the one being read, or NULL */
+    const char        *tool;       /* what unpacks it, or NULL */
+    bool               whole;      /* all that is left of it is in the buffer */
     char              *buffer;
     size_t             at, end;    /* what is in the buffer and not yet given out */
     bool               inside;     /* of a document */
@@ -174,11 +175,10 @@ static inline bool text_next(text_reader *r, text_piece *piece) {
     for (;;) {
         text_end e;
         if (cli_stopped) cli_fail("stopped");
-        if (r->at == r->end && r->whole) {
+        if (r->end - r->at <= TEXT_HELD && !r->whole) text_fill(r);
+        if (r->at == r->end) {
             if (!text_next_file(r)) return false;
-            text_fill(r);
-        } else if (r->end - r->at <= TEXT_HELD && !r->whole) {
-            text_fill(r);
+            continue;
         }
         bool ends = r->lines ? text_find_line_end(r, &e) : text_find_mark(r, &e);
         if (!ends) e.stop = e.next = r->whole ? r->end : r->end - TEXT_HELD, ends = r->whole;
@@ -186,7 +186,7 @@ static inline bool text_next(text_reader *r, text_piece *piece) {
         r->at     = e.next;
         r->inside = !ends;
         r->text_bytes += piece->n;
-        if (piece->n) return true;
+        if (piece->n || r->keep_empty) return true;
     }
 }
 
@@ -195,6 +195,60 @@ static inline void text_close(text_reader *r) {
     else if (r->file && r->file != stdin) fclose(r->file);
     free(r->buffer);
     memset(r, 0, sizeof *r);
+}
+
+/* >>window -----------------------------------------------------------------------------------------------------------
+ * Text of one document that was read and not yet used. Its users find runs of characters in it, one after another. */
+
+typedef struct text_window {
+    text_reader text;
+    bool        space;                  /* a document gets a dummy space in front */
+    char       *bytes;                  /* (used + 1,) a zero byte at the end */
+    size_t      room, used, from, seen; /* the run under way begins at `from` and is known to go on up to `seen` */
+    bool        begins, ends;           /* nothing of the document was given out; its last bytes are here */
+} text_window;
+
+/* Bytes of the character at s, 1 for a byte that belongs to none. What follows the text must be no continuation byte. */
+static inline size_t text_char(const char *s) {
+    const size_t n = (signed char)*s >= 0 ? 1 : cli_utf8(s);
+    return n ? n : 1;
+}
+
+/* Whether the whole character at i is here, which has up to 4 bytes. */
+static inline bool window_has(const text_window *w, size_t i) { return i < w->used && (w->ends || w->used - i >= 4); }
+
+/* Takes in the next piece of text; false: there is none. */
+static inline bool window_fill(text_window *w) {
+    text_piece   piece;
+    const size_t left = w->used - w->from;
+    if (!text_next(&w->text, &piece)) return false;
+    if (left) memmove(w->bytes, w->bytes + w->from, left);
+    w->seen -= w->from;
+    w->from  = 0;
+    w->used  = left;
+    w->bytes = (char *)string_set_room(w->bytes, &w->room, left + piece.n + 2, 1);
+    if (piece.begins) w->begins = true;
+    if (piece.begins && piece.n && w->space) w->bytes[w->used++] = ' ';
+    memcpy(w->bytes + w->used, piece.bytes, piece.n);
+    w->used += piece.n;
+    w->bytes[w->used] = '\0';
+    w->ends           = piece.ends;
+    return true;
+}
+
+/* The run under way ended at `stop`, and the next begins. */
+static inline void window_pass(text_window *w, size_t stop) { w->from = w->seen = stop; }
+
+/* The document is used up. */
+static inline void window_end(text_window *w) {
+    w->ends = false;
+    w->from = w->seen = w->used = 0;
+}
+
+static inline void window_close(text_window *w) {
+    text_close(&w->text);
+    free(w->bytes);
+    memset(w, 0, sizeof *w);
 }
 
 /* >>joins ------------------------------------------------------------------------------------------------------------
@@ -216,12 +270,6 @@ static inline void text_join(text_joins *j, unsigned last, unsigned now) {
 static inline bool text_joined(const text_joins *j, unsigned last, unsigned now) {
     const unsigned i = last << 8 | now;
     return j->bits[i / 8] >> i % 8 & 1;
-}
-
-/* Bytes of the character at s, 1 for a byte that belongs to none. What follows the text must be no continuation byte. */
-static inline size_t text_char(const char *s) {
-    const size_t n = (signed char)*s >= 0 ? 1 : cli_utf8(s);
-    return n ? n : 1;
 }
 
 /* The pairs of one piece (n bytes and a zero byte). */
@@ -287,13 +335,10 @@ enum {
 };
 
 typedef struct token_reader {
-    text_reader    text;
+    text_window    window;
     const l3_info *info;
     cli_tokenizer  tokenizer;
     text_joins     joins;
-    char          *bytes;                  /* of the document: those not yet encoded, and a zero byte */
-    size_t         room, used, from, seen; /* the run under way begins at `from` and is known to go on up to `seen` */
-    bool           begins, ends;           /* nothing of the document has been given out; its last bytes are here */
     string_set     runs;
     size_t        *run_ends; /* (runs.n,) in run_ids */
     int32_t       *run_ids;
@@ -306,47 +351,30 @@ typedef struct token_reader {
 static inline void tokens_open(token_reader *r, const l3_model *tokenizer, const char *const *paths, size_t n_paths,
                                bool lines) {
     memset(r, 0, sizeof *r);
-    r->info = l3_model_info(tokenizer);
-    text_open(&r->text, paths, n_paths, lines);
+    r->info         = l3_model_info(tokenizer);
+    r->window.space = r->info->add_space_prefix;
+    text_open(&r->window.text, paths, n_paths, lines);
     cli_tokenizer_open(&r->tokenizer, tokenizer, CLI_RUN);
     text_joins_of(&r->joins, r->tokenizer.tokenizer, r->info);
 }
 
-/* Takes in the next piece of text; false: there is none. */
-static inline bool tokens_fill(token_reader *r) {
-    text_piece piece;
-    if (!text_next(&r->text, &piece)) return false;
-    const size_t left = r->used - r->from;
-    if (left) memmove(r->bytes, r->bytes + r->from, left);
-    r->seen -= r->from;
-    r->from  = 0;
-    r->used  = left;
-    r->bytes = (char *)string_set_grow(r->bytes, &r->room, left + piece.n + 2, 1);
-    if (piece.begins) r->begins = true;
-    if (piece.begins && r->info->add_space_prefix) r->bytes[r->used++] = ' ';
-    memcpy(r->bytes + r->used, piece.bytes, piece.n);
-    r->used += piece.n;
-    r->bytes[r->used] = '\0';
-    r->ends           = piece.ends;
-    return true;
-}
-
-/* Where the run under way ends; false: not in what is here. A character needs up to 4 bytes. */
+/* Where the run under way ends; false: not in what is here. */
 static inline bool tokens_find_run(token_reader *r, size_t *stop) {
-    size_t   i    = r->seen;
-    unsigned last = i > r->from ? (unsigned char)r->bytes[i - 1] : 0;
-    while (i < r->used && (r->ends || r->used - i >= 4)) {
-        const size_t n = text_char(r->bytes + i);
-        if (i > r->from && text_may_cut(&r->joins, last, r->bytes + i, n)) return *stop = i, true;
+    text_window *w    = &r->window;
+    size_t       i    = w->seen;
+    unsigned     last = i > w->from ? (unsigned char)w->bytes[i - 1] : 0;
+    while (window_has(w, i)) {
+        const size_t n = text_char(w->bytes + i);
+        if (i > w->from && text_may_cut(&r->joins, last, w->bytes + i, n)) return *stop = i, true;
         i += n;
-        last = (unsigned char)r->bytes[i - 1];
+        last = (unsigned char)w->bytes[i - 1];
     }
-    r->seen = *stop = i;
-    return r->ends && i > r->from;
+    w->seen = *stop = i;
+    return w->ends && i > w->from;
 }
 
 static inline void tokens_put(token_reader *r, const int32_t *ids, size_t n) {
-    r->ids = (int32_t *)string_set_grow(r->ids, &r->room_ids, r->n_ids + n, sizeof *ids);
+    r->ids = (int32_t *)string_set_room(r->ids, &r->room_ids, r->n_ids + n, sizeof *ids);
     for (size_t i = 0; i < n; i++) r->ids[r->n_ids++] = ids[i];
 }
 
@@ -369,8 +397,8 @@ static inline void tokens_encode_run(token_reader *r, const char *run, size_t le
     tokens_put(r, ids, n);
     if (length <= TOKENS_WORD) {
         const size_t start = number ? r->run_ends[number - 1] : 0;
-        r->run_ends = (size_t *)string_set_grow(r->run_ends, &r->room_runs, (size_t)number + 1, sizeof *r->run_ends);
-        r->run_ids  = (int32_t *)string_set_grow(r->run_ids, &r->room_run_ids, start + n + 1, sizeof *ids);
+        r->run_ends = (size_t *)string_set_room(r->run_ends, &r->room_runs, (size_t)number + 1, sizeof *r->run_ends);
+        r->run_ids  = (int32_t *)string_set_room(r->run_ids, &r->room_run_ids, start + n + 1, sizeof *ids);
         memcpy(r->run_ids + start, ids, n * sizeof *ids);
         r->run_ends[number] = start + n;
         tokens_forget_runs(r);
@@ -380,30 +408,30 @@ static inline void tokens_encode_run(token_reader *r, const char *run, size_t le
 
 /* The next tokens of a document; false: there is no more. */
 static inline bool tokens_next(token_reader *r, token_piece *piece) {
-    size_t stop;
+    text_window *w = &r->window;
+    size_t       stop;
     r->n_ids = 0;
     while (r->n_ids < TOKENS_AT_ONCE) {
         if (tokens_find_run(r, &stop)) {
-            tokens_encode_run(r, r->bytes + r->from, stop - r->from);
-            r->from = r->seen = stop;
-        } else if (r->ends || !tokens_fill(r)) {
+            tokens_encode_run(r, w->bytes + w->from, stop - w->from);
+            window_pass(w, stop);
+        } else if (w->ends || !window_fill(w)) {
             break;
         }
     }
-    const bool ends = r->ends && r->from == r->used;
-    *piece          = (token_piece){r->ids, r->n_ids, r->begins, ends};
-    if (!r->begins && !ends && r->n_ids == 0) return false;
-    r->begins = false;
-    if (ends) r->ends = false, r->from = r->seen = r->used = 0;
+    const bool ends = w->ends && w->from == w->used;
+    *piece          = (token_piece){r->ids, r->n_ids, w->begins, ends};
+    if (!w->begins && !ends && r->n_ids == 0) return false;
+    w->begins = false;
+    if (ends) window_end(w);
     r->tokens += r->n_ids;
     return true;
 }
 
 static inline void tokens_close(token_reader *r) {
-    text_close(&r->text);
+    window_close(&r->window);
     cli_tokenizer_close(&r->tokenizer);
     string_set_free(&r->runs);
-    free(r->bytes);
     free(r->run_ends);
     free(r->run_ids);
     free(r->ids);
