@@ -300,8 +300,14 @@ typedef enum cli_type {
     CLI_U32,    /* uint32_t, min ... max */
     CLI_U64,    /* uint64_t */
     CLI_SIZE,   /* size_t: BYTES[K|M|G] */
-    CLI_REAL    /* float, min ... max */
+    CLI_REAL,   /* float, min ... max */
+    CLI_LIST    /* cli_words: may be given several times */
 } cli_type;
+
+typedef struct cli_words {
+    const char **items;
+    size_t       n;
+} cli_words;
 
 typedef struct cli_option {
     const char *name; /* "-n" or "--top-k"; NULL ends the table */
@@ -322,7 +328,9 @@ CLI_NORETURN static inline void cli_help(const cli_program *program) {
     for (const cli_option *o = program->options; o->name; o++) {
         char left[64];
         snprintf(left, sizeof left, "%s %s", o->name, o->type == CLI_FLAG ? "" : o->argument);
-        printf("  %-24s %s\n", left, o->help);
+        const bool fits = strlen(left) <= 24;
+        if (!fits) printf("  %s\n", left);
+        printf("  %-24s %s\n", fits ? left : "", o->help);
     }
     printf("  %-24s %s\n", "--help", "this text");
     exit(fflush(stdout) == 0 ? 0 : 1);
@@ -384,6 +392,13 @@ CLI_NORETURN static inline void cli_bad_value(const cli_option *o, const char *s
 
 static inline bool cli_in_range(const cli_option *o, double v) { return v >= o->min && (o->max <= 0 || v <= o->max); }
 
+static inline void cli_append(cli_words *list, const char *s) {
+    const char **items = (const char **)realloc((void *)list->items, (list->n + 1) * sizeof *items);
+    if (!items) cli_fail("no memory is left");
+    list->items            = items;
+    list->items[list->n++] = s;
+}
+
 static inline void cli_set(const cli_option *o, const char *s) {
     const char *end = "";
     uint64_t    n   = 0;
@@ -392,6 +407,7 @@ static inline void cli_set(const cli_option *o, const char *s) {
     switch (o->type) {
     case CLI_FLAG: *(bool *)o->value = true; break;
     case CLI_TEXT: *(const char **)o->value = s; break;
+    case CLI_LIST: cli_append((cli_words *)o->value, s); break;
     case CLI_CHOICE: ok = (*(int *)o->value = cli_choice(o->argument, s)) >= 0; break;
     case CLI_SIZE: ok = cli_size(s, (size_t *)o->value); break;
     case CLI_U64: ok = cli_number(s, &end, (uint64_t *)o->value) && !*end; break;
@@ -463,6 +479,17 @@ static inline uint32_t cli_list(const char *option, const char *s, uint64_t min,
         if (!*end) return n;
         s = end + 1;
     }
+}
+
+/* "done of all" on a terminal, at most ten times a second; all 0: not known. The line ends when all is done. */
+static inline void cli_report(uint64_t done, uint64_t all, const char *what) {
+    static double last;
+    const double  now = cli_now();
+    if (!cli_is_terminal(stderr) || (done != all && now - last < 0.1)) return;
+    last = now;
+    fprintf(stderr, "\r%" PRIu64, done);
+    if (all) fprintf(stderr, " of %" PRIu64, all);
+    fprintf(stderr, " %s%s", what, done == all ? "\n" : "");
 }
 
 /* A short seed that nobody chose. */

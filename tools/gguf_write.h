@@ -105,6 +105,18 @@ static inline void gguf_u32(gguf_writer *w, const char *name, uint32_t v) {
     gguf_put_number(&w->keys, v, 4);
 }
 
+static inline void gguf_u64(gguf_writer *w, const char *name, uint64_t v) {
+    gguf_key(w, name, L3_GGUF_U64);
+    gguf_put_number(&w->keys, v, 8);
+}
+
+static inline void gguf_f64(gguf_writer *w, const char *name, double v) {
+    uint64_t bits;
+    memcpy(&bits, &v, 8);
+    gguf_key(w, name, L3_GGUF_F64);
+    gguf_put_number(&w->keys, bits, 8);
+}
+
 static inline void gguf_f32(gguf_writer *w, const char *name, float v) {
     gguf_key(w, name, L3_GGUF_F32);
     gguf_put_float(&w->keys, v);

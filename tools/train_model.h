@@ -651,7 +651,7 @@ static inline void train_route(const train_shape *x, size_t t, const uint32_t *c
 }
 
 /* The share of the choices that went to each expert, times balance * experts: what the probabilities' mean is weighed by. */
-static inline real train_load(const train_shape *x, const uint32_t *starts, uint32_t e, size_t t) {
+static inline real train_expert_load(const train_shape *x, const uint32_t *starts, uint32_t e, size_t t) {
     return x->balance * (real)x->experts * (real)(starts[e + 1] - starts[e]) / (real)(t * x->experts_used);
 }
 
@@ -681,7 +681,7 @@ static inline void train_experts(const train_model *m, train_slot *s, uint32_t b
         real        *gate = k->gate + (at * used + first) * f, *up = k->up + (at * used + first) * f;
         double       mean = 0;
         for (size_t i = 0; i < t; i++) mean += (double)probs[i * x->experts + e];
-        s->balance += mean * (double)train_load(x, starts, e, t);
+        s->balance += mean * (double)train_expert_load(x, starts, e, t);
         if (n == 0) continue;
         train_gather(n, d, pairs + first, used, s->xn, xe);
         train_linear(m, s, n, d, f, xe, m->w + w->gate + e * f * d, d, false, gate);
@@ -722,7 +722,7 @@ static inline void train_experts_backward(const train_model *m, train_slot *s, u
     for (uint32_t e = 0; e < x->experts; e++) {
         const size_t first = starts[e], n = starts[e + 1] - first, place = e * f * d;
         real        *gate = k->gate + (at * used + first) * f, *up = k->up + (at * used + first) * f;
-        for (size_t i = 0; i < t; i++) dprobs[i * x->experts + e] += per_token * train_load(x, starts, e, t);
+        for (size_t i = 0; i < t; i++) dprobs[i * x->experts + e] += per_token * train_expert_load(x, starts, e, t);
         if (n == 0) continue;
         train_gather(n, d, pairs + first, used, s->xn, xe);
         train_gather(n, d, pairs + first, used, dy, dye);

@@ -1,0 +1,60 @@
+/* gguf_copy.h - keys of a GGUF file, byte by byte into another that is being written. */
+#ifndef GGUF_COPY_H
+#define GGUF_COPY_H
+
+#include "gguf_write.h"
+
+/* Keys lie one after another, so one begins where the one before it ends. */
+typedef struct gguf_copier {
+    gguf_writer *w;
+    const char  *path;
+    l3_source   *source;
+    bool (*wanted)(void *user, const l3_gguf_key *key);
+    void    *user;
+    uint64_t start, end; /* of the current key in the input */
+    bool     keep;
+} gguf_copier;
+
+static inline void gguf_copy_one(gguf_copier *c) {
+    unsigned char bytes[4096];
+    if (c->keep) c->w->n_keys++;
+    for (uint64_t at = c->start; c->keep && at < c->end;) {
+        const size_t n  = c->end - at < sizeof bytes ? (size_t)(c->end - at) : sizeof bytes;
+        const int    io = c->source->read(c->source->user, at, bytes, n);
+        if (io) cli_fail("%s: byte %" PRIu64 " cannot be read (%s)", c->path, at, strerror(abs(io)));
+        gguf_put(&c->w->keys, bytes, n);
+        at += n;
+    }
+}
+
+static inline int gguf_copy_key(void *user, const l3_gguf_key *k) {
+    static const unsigned char sizes[] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
+    gguf_copier               *c       = (gguf_copier *)user;
+    gguf_copy_one(c);
+    c->start = c->end;
+    c->end   = k->offset;
+    if (k->type == L3_GGUF_STRING) c->end += k->count;
+    else c->end += k->count * sizes[k->type == L3_GGUF_ARRAY ? k->item_type : k->type];
+    c->keep = c->wanted(c->user, k);
+    return 0;
+}
+
+static inline int gguf_copy_string(void *user, uint64_t index, uint64_t offset, uint64_t length) {
+    (void)index;
+    ((gguf_copier *)user)->end = offset + length;
+    return 0;
+}
+
+/* All keys of `source` (with a read callback) that are wanted. */
+static inline void gguf_copy_keys(gguf_writer *w, const char *path, l3_source *source,
+                                  bool (*wanted)(void *user, const l3_gguf_key *key), void *user) {
+    enum { FIRST_KEY = 24 }; /* behind magic, version and two counts */
+    gguf_copier           c       = {w, path, source, wanted, user, FIRST_KEY, FIRST_KEY, false};
+    const l3_gguf_visitor visitor = {&c, gguf_copy_key, gguf_copy_string, NULL, NULL};
+    l3_error              err;
+    memset(&err, 0, sizeof err);
+    cli_check(l3_gguf_scan(source, &visitor, &err), path, &err);
+    gguf_copy_one(&c);
+}
+
+#endif /* GGUF_COPY_H */
