@@ -188,7 +188,8 @@ END
 perplexity() {
     printf 'Once upon a time there was a little dog.\n<|endoftext|>\n\n<|endoftext|>\nThe dog ran to the park. ' >"$work/text.txt"
     run "$build/l3-eval" "$model" --text "$work/text.txt"
-    check "perplexity, one line" eval 'ends 0 && lines out 1 && says out "^perplexity [0-9.]* over [0-9]* tokens$"'
+    check "perplexity and bits per byte" eval 'ends 0 && lines out 2 && says out "^perplexity [0-9.]* over [0-9]* tokens$" &&
+        says out "^bits per byte [0-9.]* over 65 bytes$"'
     cp "$work/out" "$work/text"
     for how in "--source read" "--source read --cache 64K" "-j 2" "-c 64"; do
         # shellcheck disable=SC2086
