@@ -77,7 +77,7 @@ typedef struct train_ops {
 #define REAL_EXP  train_exp
 /* exp to about 1e-7, without branches so that loops over it become vectors: 2^n times a polynomial on [-ln2/2, ln2/2]
  * (Taylor's, to the 7th power). */
-static inline float train_exp(float x) {
+static inline __attribute__((always_inline)) float train_exp(float x) {
     const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
     x                 = x > -87.0f ? x : -87.0f;
     x                 = x < 88.0f ? x : 88.0f;
