@@ -70,10 +70,8 @@ static inline void string_set_rehash(string_set *s) {
     free(old);
 }
 
-/* The number of a string; *added says whether it is new. */
-static inline uint32_t string_set_add(string_set *s, const char *string, size_t n, bool *added) {
-    const uint32_t hash = string_hash(string, n);
-    *added              = false;
+/* The number of a string whose hash is known, or UINT32_MAX. */
+static inline uint32_t string_set_look(const string_set *s, const char *string, size_t n, uint32_t hash) {
     for (uint64_t i = hash; s->n_slots; i++) {
         const string_slot slot = s->slots[i & (s->n_slots - 1)];
         size_t            length;
@@ -82,6 +80,19 @@ static inline uint32_t string_set_add(string_set *s, const char *string, size_t 
         const char *here = string_set_get(s, slot.number - 1, &length);
         if (length == n && memcmp(here, string, n) == 0) return slot.number - 1;
     }
+    return UINT32_MAX;
+}
+
+/* The number of a string, or UINT32_MAX. */
+static inline uint32_t string_set_find(const string_set *s, const char *string, size_t n) {
+    return string_set_look(s, string, n, string_hash(string, n));
+}
+
+/* The number of a string, which is added if it is new: *added says so. */
+static inline uint32_t string_set_add(string_set *s, const char *string, size_t n, bool *added) {
+    const uint32_t hash = string_hash(string, n), there = string_set_look(s, string, n, hash);
+    *added = there == UINT32_MAX;
+    if (!*added) return there;
     const size_t start = s->n ? s->ends[s->n - 1] : 0;
     if (s->n == UINT32_MAX - 1) cli_fail("there are more than %" PRIu32 " different strings", s->n);
     if (s->n >= s->n_slots / 4 * 3) string_set_rehash(s);
@@ -90,7 +101,6 @@ static inline uint32_t string_set_add(string_set *s, const char *string, size_t 
     s->ends[s->n] = start + n;
     if (n) memcpy(s->bytes + start, string, n);
     string_set_place(s, hash, s->n);
-    *added = true;
     return s->n++;
 }
 

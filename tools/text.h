@@ -26,9 +26,14 @@ typedef struct text_piece {
     bool        begins, ends; /* the document's first bytes, its last */
 } text_piece;
 
-/* TEXT_HELD: when so many bytes are left the buffer is filled again, and so many wait until more have come: "\n", a mark
- * and the byte after it fit, so that a mark and what is before it are seen together. */
-enum { TEXT_ROOM = 1 << 18, TEXT_HELD = 16 };
+/* Bytes read at once; tests make it small. */
+#ifndef TEXT_ROOM
+#define TEXT_ROOM (1 << 18)
+#endif
+
+/* When so few bytes are left the buffer is filled again, and so many wait until more have come: "\n", a mark and the byte
+ * after it fit, so that a mark and what is before it are seen together. */
+enum { TEXT_HELD = 16 };
 
 typedef struct text_reader {
     const char *const *paths;
@@ -328,11 +333,15 @@ typedef struct token_piece {
     bool           begins, ends;
 } token_piece;
 
-enum {
-    TOKENS_AT_ONCE = 1 << 16,
-    TOKENS_WORD    = 64,      /* bytes of the longest run that is remembered */
-    TOKENS_CACHE   = 64 << 20 /* bytes of memory for them; when it is full all are forgotten */
-};
+/* Tests make these small, too. */
+#ifndef TOKENS_AT_ONCE
+#define TOKENS_AT_ONCE (1 << 16)
+#endif
+#ifndef TOKENS_CACHE
+#define TOKENS_CACHE (64 << 20) /* bytes for runs and what they became; when they are full all are forgotten */
+#endif
+
+enum { TOKENS_WORD = 64 }; /* bytes of the longest run that is remembered */
 
 typedef struct token_reader {
     text_window    window;
