@@ -583,7 +583,7 @@ static inline void cli_output_open(cli_output *o, const char *path) {
         cli_temporary     = (char *)cli_malloc(room);
         snprintf(cli_temporary, room, "%s.%" PRIu64 ".tmp", o->path, cli_process());
     }
-    o->file = cli_fopen(o->in_place ? o->path : cli_temporary, "wb");
+    o->file = cli_fopen(o->in_place ? path : cli_temporary, "wb");
     if (!o->file) cli_fail("%s: cannot be written (%s)", path, strerror(errno));
 }
 
