@@ -339,11 +339,15 @@ static mk_buf with_ends(const l3_model *model, const mk_buf *text) {
     const l3_info *info    = l3_model_info(model);
     mk_buf         encoded = {0}, all = {0};
     encode_whole(&encoded, model, text, 0);
-    for (size_t at = 0, n; at < encoded.n; at += n) {
-        n = 4 * (size_t)l3__le64(encoded.data + at);
+    for (size_t at = 0, n; at < encoded.n;) {
+        n = (size_t)l3__le64(encoded.data + at);
         at += 8;
         mk_put_u32(&all, (uint32_t)info->bos);
-        mk_put(&all, encoded.data + at, n);
+        for (; n > 0; n--, at += 4) {
+            int32_t id;
+            memcpy(&id, encoded.data + at, 4);
+            mk_put_u32(&all, (uint32_t)id);
+        }
         mk_put_u32(&all, (uint32_t)info->eos);
     }
     free(encoded.data);
