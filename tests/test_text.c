@@ -12,6 +12,8 @@
 #include "make_model.h"
 #include "model.h"
 
+#include <sys/wait.h>
+
 /* ---- sets of strings ---- */
 
 /* So many that some have the same hash of 32 bits. */
@@ -423,6 +425,55 @@ TEST(shards) {
     }
 }
 
+/* How a program ends that opens a shard as a store: its exit code. */
+static int exit_code(const l3_model *model, const char *path) {
+    int         status;
+    token_store s;
+    const pid_t child = fork();
+    if (child == 0) {
+        if (!freopen("/dev/null", "w", stderr)) _Exit(2);
+        store_open(&s, model, &path, 1, false);
+        _Exit(0);
+    }
+    return waitpid(child, &status, 0) == child && WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+/* A byte changed anywhere but in the count of text bytes, an end cut off, a byte too many: refused. */
+TEST(damaged_shards) {
+    char        paths[3][600];
+    const char *text = test_temp("d.txt", paths[0], 600), *whole = test_temp("d.tokens", paths[1], 600),
+               *bad  = test_temp("e.tokens", paths[2], 600);
+    test_rng       r = {8};
+    file           f = random_vocabulary(&r, 376), other = random_vocabulary(&r, 376);
+    rig            rig, second;
+    size_t         n;
+    unsigned char *bytes;
+    REQUIRE(rig_open(&rig, f, MAPPED) == L3_OK && rig_open(&second, other, MAPPED) == L3_OK);
+    REQUIRE(test_write(text, "a b a b a\n<|endoftext|>\nb a", 27));
+    write_shard(rig.model, text, whole);
+    bytes = test_read(whole, &n);
+    REQUIRE(bytes != NULL && n > SHARD_HEADER + 8);
+    CHECK_EQ(exit_code(rig.model, whole), 0);
+    CHECK_EQ(exit_code(second.model, whole), 1);
+    for (size_t i = 4; i < n; i++) { /* without its magic it is text */
+        bytes[i] ^= (unsigned char)(1u << test_below(&r, 8));
+        if (i < 32 || i >= 40) CHECK(test_write(bad, bytes, n) && exit_code(rig.model, bad) == 1);
+        free(bytes);
+        bytes = test_read(whole, &n);
+    }
+    for (size_t i = 4; i < n; i++) CHECK(test_write(bad, bytes, i) && exit_code(rig.model, bad) == 1);
+    CHECK(test_write(bad, bytes, n + 1) && exit_code(rig.model, bad) == 1); /* the zero byte behind it */
+    /* an ID outside the vocabulary, with the right checksum */
+    bytes[SHARD_HEADER + 3] = 0xff;
+    shard_put(bytes + 40, l3_crc32(0, bytes + SHARD_HEADER, n - SHARD_HEADER), 4);
+    CHECK(test_write(bad, bytes, n) && exit_code(rig.model, bad) == 1);
+    free(bytes);
+    rig_close(&rig);
+    rig_close(&second);
+    free(f.bytes);
+    free(other.bytes);
+}
+
 /* The fingerprint by its definition, from the bytes of the file. */
 TEST(fingerprints) {
     test_rng r = {7};
@@ -462,6 +513,7 @@ int main(void) {
     RUN(tokens_of_random_vocabularies);
     RUN(tokens_of_models);
     RUN(shards);
+    RUN(damaged_shards);
     RUN(fingerprints);
     return test_report("text");
 }

@@ -60,10 +60,10 @@ static void open_tokenizer(cli_engine *e, const char *path) {
 
 /* ---- train ---- */
 
-/* Reports on a terminal; the line ends with the last word. */
 static void count_words(bpe_words *w, const settings *s) {
     bpe_count(w, s->operands + 1, s->n - 1, s->memory);
-    while (bpe_count_more(w)) cli_report(w->window.text.bytes_read >> 20, 0, "MB of text");
+    while (bpe_count_more(w)) text_report(&w->window.text, false);
+    text_report(&w->window.text, true);
     if (w->window.text.text_bytes == 0) cli_fail("%s: there is no text in it", s->operands[1]);
 }
 
@@ -294,9 +294,9 @@ static void write_documents(shard_writer *w, token_reader *r) {
         if (p.begins) shard_write(w, &r->info->bos, 1);
         shard_write(w, p.ids, p.n);
         if (p.ends) shard_write(w, &r->info->eos, 1);
-        tokens_report(r, false);
+        text_report(&r->window.text, false);
     }
-    tokens_report(r, true);
+    text_report(&r->window.text, true);
 }
 
 static void make_shard(const settings *s) {

@@ -228,16 +228,6 @@ static inline void store_put(token_store *s, const int32_t *ids, size_t n) {
     for (size_t i = 0; i < n; i++, p += s->width) shard_put(p, (uint64_t)ids[i], s->width);
 }
 
-/* What was read so far, on a terminal, at most ten times a second. */
-static inline void tokens_report(const token_reader *r, bool last) {
-    static double before;
-    const double  now = cli_now();
-    if (!cli_is_terminal(stderr) || (!last && now - before < 0.1)) return;
-    before = now;
-    fprintf(stderr, "\r%s of text, %.1f M tokens%s", cli_bytes((double)r->window.text.bytes_read),
-            (double)r->tokens * 1e-6, last ? "\n" : "");
-}
-
 static inline void store_add_text(token_store *s, const l3_model *tokenizer, const char *path, bool lines) {
     const l3_info *info = l3_model_info(tokenizer);
     token_reader   r;
@@ -247,9 +237,9 @@ static inline void store_add_text(token_store *s, const l3_model *tokenizer, con
         if (piece.begins) store_put(s, &info->bos, 1);
         store_put(s, piece.ids, piece.n);
         if (piece.ends) store_put(s, &info->eos, 1);
-        tokens_report(&r, false);
+        text_report(&r.window.text, false);
     }
-    tokens_report(&r, true);
+    text_report(&r.window.text, true);
     s->text_bytes += r.window.text.text_bytes;
     tokens_close(&r);
 }

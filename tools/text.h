@@ -195,6 +195,12 @@ static inline bool text_next(text_reader *r, text_piece *piece) {
     }
 }
 
+/* What was read so far, on a terminal; `last` ends the line. */
+static inline void text_report(const text_reader *r, bool last) {
+    const uint64_t mb = r->bytes_read >> 20;
+    if (mb || last) cli_report(mb, last ? mb : 0, "MB of text");
+}
+
 static inline void text_close(text_reader *r) {
     if (r->file && r->tool) text_pclose(r->file);
     else if (r->file && r->file != stdin) fclose(r->file);
