@@ -19,7 +19,8 @@ typedef struct rig {
 static train_shape base_shape(void) {
     train_shape s;
     memset(&s, 0, sizeof s);
-    s.vocab = VOCAB, s.context = CONTEXT, s.dim = 8, s.blocks = 3, s.heads = 4, s.kv_heads = 2, s.head_dim = 2, s.ffn = 10;
+    s.vocab = VOCAB, s.context = CONTEXT, s.dim = 8, s.blocks = 3, s.heads = 4, s.kv_heads = 2, s.head_dim = 2,
+    s.ffn       = 10;
     s.rope_dims = 2, s.rope_base = 100, s.rms_epsilon = 1e-5, s.norm_epsilon = 1e-4;
     s.row_count = 40, s.value_length = 8, s.up_length = 6, s.has_up = true, s.tied = true, s.query_norm = true;
     s.query_norm_weight = true, s.up_norm_weight = true, s.residual = true, s.score_scale = 1;

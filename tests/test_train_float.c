@@ -1,5 +1,9 @@
 /* test_train_float.c - training in float, on every instruction set of this machine: matrix products and vector functions
- * against naive sums in double, loss, gradients and AdamW against PyTorch's (the fixtures), files against what was written. */
+ * against naive sums in double, loss, gradients and AdamW against PyTorch's (the fixtures), files against what was written.
+ * AMX is emulated, so that its index arithmetic is tested everywhere; test_train_native.c takes the machine's own. */
+#ifndef TRAIN_NATIVE
+#define TRAIN_EMULATE_AMX
+#endif
 #define L3_IMPLEMENTATION
 #include "../l3_model.h"
 
@@ -36,7 +40,7 @@ typedef struct product {
 
 /* The largest difference from a sum in double of what the kernel multiplies (rounded to bf16 where it does so). */
 static double product_error(const train_ops *ops, train_space *space, const product *p, test_rng *r) {
-    const bool   half = strcmp(ops->name, "bf16") == 0;
+    const bool   half = train_rounds(ops);
     const size_t lda = (p->ta ? p->m : p->k) + 3, ldb = (p->tb ? p->k : p->n) + 1, ldc = p->n + 2;
     float       *a = random_floats((p->ta ? p->k : p->m) * lda, r), *b = random_floats((p->tb ? p->n : p->k) * ldb, r);
     float       *c = random_floats(p->m * ldc, r), *was = (float *)malloc(p->m * ldc * sizeof *was);
@@ -50,8 +54,8 @@ static double product_error(const train_ops *ops, train_space *space, const prod
                 const float x = p->ta ? a[k * lda + i] : a[i * lda + k], y = p->tb ? b[j * ldb + k] : b[k * ldb + j];
                 sum += half ? (double)bf16(x) * (double)bf16(y) : (double)x * (double)y;
             }
-            const double want = j >= p->n ? (double)was[i * ldc + j]
-                                          : (p->add ? (double)was[i * ldc + j] : 0) + (double)p->alpha * sum;
+            const double want =
+                j >= p->n ? (double)was[i * ldc + j] : (p->add ? (double)was[i * ldc + j] : 0) + (double)p->alpha * sum;
             const double error = fabs((double)c[i * ldc + j] - want);
             if (!(error <= worst)) worst = error;
         }
@@ -66,9 +70,14 @@ TEST(products) {
     test_rng            r     = {11};
     for (int o = train_ops_list(list) - 1; o >= 0; o--)
         for (int i = 0; i < 160; i++) {
-            const product p = {sizes[test_below(&r, 13)], sizes[test_below(&r, 13)], sizes[test_below(&r, 13)], i & 1,
-                               (i >> 1) & 1, (i >> 2) & 1, i % 3 ? 1 : 0.25f};
-            const double error = product_error(list[o], &space, &p, &r);
+            const product p     = {sizes[test_below(&r, 13)],
+                                   sizes[test_below(&r, 13)],
+                                   sizes[test_below(&r, 13)],
+                                   i & 1,
+                                   (i >> 1) & 1,
+                                   (i >> 2) & 1,
+                               i % 3 ? 1 : 0.25f};
+            const double  error = product_error(list[o], &space, &p, &r);
             if (!CHECK(error <= 2e-5 * sqrt((double)p.k)))
                 fprintf(stderr, "  %s: %zu x %zu x %zu%s%s: %g\n", list[o]->name, p.m, p.n, p.k, p.ta ? " ta" : "",
                         p.tb ? " tb" : "", error);
@@ -92,7 +101,8 @@ TEST(vectors) {
     test_rng         r = {12};
     for (int o = train_ops_list(list) - 1; o > 0; o--)
         for (size_t n = 1; n < 70; n++) {
-            float *a = random_floats(n, &r), *b = random_floats(n, &r), *x = (float *)malloc(n * 4), *y = (float *)malloc(n * 4);
+            float *a = random_floats(n, &r), *b = random_floats(n, &r), *x = (float *)malloc(n * 4),
+                  *y = (float *)malloc(n * 4);
             CHECK_NEAR((double)list[o]->dot(n, a, b), (double)ops_plain.dot(n, a, b), 2e-5);
             CHECK_NEAR((double)list[o]->sum(n, a), (double)ops_plain.sum(n, a), 2e-5);
             memcpy(x, a, n * 4), memcpy(y, a, n * 4);
@@ -220,8 +230,9 @@ static void compare_gradients(fixture *f, const char *name, double bound) {
     train_checkpoint_close(&c);
 }
 
-static void against_pytorch(const char *name, const train_ops *ops, uint32_t slots, uint32_t per_slot, const json *want) {
-    const bool       half = strcmp(ops->name, "bf16") == 0;
+static void against_pytorch(const char *name, const train_ops *ops, uint32_t slots, uint32_t per_slot,
+                            const json *want) {
+    const bool       half = train_rounds(ops);
     const train_adam adam = {(real)0.9, (real)0.95, (real)1e-8};
     fixture          f;
     REQUIRE(fixture_open(&f, name, ops, slots, per_slot));
@@ -245,7 +256,8 @@ TEST(pytorch) {
     json *index = json_parse((const char *)text);
     REQUIRE(index != NULL);
     for (int o = train_ops_list(list) - 1; o >= 0; o--)
-        for (int i = 0; i < 3; i++) against_pytorch(names[i], list[o], 1 + (uint32_t)i, o ? 4 : 1, json_get(index, names[i]));
+        for (int i = 0; i < 3; i++)
+            against_pytorch(names[i], list[o], 1 + (uint32_t)i, o ? 4 : 1, json_get(index, names[i]));
     json_free(index);
     free(text);
 }
@@ -287,5 +299,9 @@ int main(void) {
     RUN(vectors);
     RUN(pytorch);
     RUN(exported);
+    #ifdef TRAIN_NATIVE
+    return test_report("train_native");
+#else
     return test_report("train_float");
+#endif
 }

@@ -36,13 +36,16 @@ static void parse(options *o, int argc, char **argv) {
          {"-j", CLI_U32, &o->threads, "THREADS", "threads; 0: all cores (0)", 0, 64},
          {"--resume", CLI_FLAG, &o->resume, "", "go on from the checkpoint beside -o", 0, 0},
          {"--init", CLI_TEXT, &o->init, "MODEL.gguf", "begin with the weights of this model (and its tokenizer)", 0, 0},
-         {"--add-lookup", CLI_TEXT, &o->add_lookup, "BLOCKS", "with --init: new lookup layers that change nothing yet", 0, 0},
+         {"--add-lookup", CLI_TEXT, &o->add_lookup, "BLOCKS", "with --init: new lookup layers that change nothing yet",
+          0, 0},
          {"--export-every", CLI_U32, &o->export_every, "N", "write the model every N steps, too (at the end)", 1, 1e9},
          {"--name", CLI_TEXT, &o->name, "TEXT", "general.name of the model", 0, 0},
-         {"--description", CLI_TEXT, &o->description, "TEXT", "general.description: what it was trained on, for example", 0, 0},
-         {"--kernels", CLI_TEXT, &o->kernels, "NAME", "plain, avx2, avx512 or bf16 (the fastest here)", 0, 0},
+         {"--description", CLI_TEXT, &o->description, "TEXT", "general.description: what it was trained on, for example",
+          0, 0},
+         {"--kernels", CLI_TEXT, &o->kernels, "NAME", "plain, avx2, avx512, bf16 or amx (the fastest here)", 0, 0},
          {"-o", CLI_TEXT, &o->out, "MODEL.gguf", "the model; MODEL.ckpt, .csv and .svg appear beside it", 0, 0},
-         {"--check", CLI_TEXT, &o->check, "MODEL.gguf", "print the loss on a fixed batch before each step, in F32", 0, 0},
+         {"--check", CLI_TEXT, &o->check, "MODEL.gguf", "print the loss on a fixed batch before each step, in F32", 0,
+          0},
          {"--batch", CLI_TEXT, &o->batch, "IDS.i32", "the batch: B sequences of T token IDs, little-endian int32", 0, 0},
          {"--shape", CLI_TEXT, &o->shape, "B,T", "its shape", 0, 0},
          {"--gradients", CLI_TEXT, &o->gradients, "OUT.gguf", "write the gradient before the first step", 0, 0},
@@ -71,8 +74,10 @@ static void parse(options *o, int argc, char **argv) {
     }
     if (!o->out) cli_usage("-o MODEL.gguf is expected: where the model goes");
     if (!o->has_data || o->data.n == 0) cli_usage("--data FILE... is expected: texts to train on");
-    if (!o->tokenizer && !o->init) cli_usage("--tokenizer TOK.gguf is expected (l3-tokenizer makes one), or --init MODEL.gguf");
-    if (o->add_lookup && !o->init) cli_usage("--add-lookup needs --init MODEL.gguf: the model that layers are added to");
+    if (!o->tokenizer && !o->init)
+        cli_usage("--tokenizer TOK.gguf is expected (l3-tokenizer makes one), or --init MODEL.gguf");
+    if (o->add_lookup && !o->init)
+        cli_usage("--add-lookup needs --init MODEL.gguf: the model that layers are added to");
     if (!o->steps && !o->time && !o->config && !o->resume && o->sets.n == 0)
         cli_usage("--time T or --steps N is expected: how long to train");
 }
@@ -124,8 +129,8 @@ static l3_jobs start_threads(uint32_t *threads) {
     memset(&err, 0, sizeof err);
     if (*threads == 0) *threads = cli_cores() < L3_MAX_THREADS ? cli_cores() : L3_MAX_THREADS;
     if (*threads == 1) return none;
-    cli_check(l3_pool_init(&pool, *threads, cli_aligned(l3_pool_size(), "the thread pool"), l3_pool_size(), &err), "threads",
-              &err);
+    cli_check(l3_pool_init(&pool, *threads, cli_aligned(l3_pool_size(), "the thread pool"), l3_pool_size(), &err),
+              "threads", &err);
     return l3_pool_jobs(pool);
 #else
     *threads = 1;
@@ -211,8 +216,8 @@ typedef struct held_out {
 } held_out;
 
 static void add_window(held_out *h, int32_t bos, const int32_t *ids, uint32_t n) {
-    h->inputs  = (int32_t *)cli_grow(h->inputs, h->sequences, h->t * sizeof *h->inputs);
-    h->targets = (int32_t *)cli_grow(h->targets, h->sequences, h->t * sizeof *h->targets);
+    h->inputs   = (int32_t *)cli_grow(h->inputs, h->sequences, h->t * sizeof *h->inputs);
+    h->targets  = (int32_t *)cli_grow(h->targets, h->sequences, h->t * sizeof *h->targets);
     int32_t *in = h->inputs + (size_t)h->sequences * h->t, *out = h->targets + (size_t)h->sequences * h->t;
     for (uint32_t i = 0; i < h->t; i++) {
         in[i]  = i == 0 ? bos : i < n ? ids[i - 1] : bos;
@@ -222,7 +227,8 @@ static void add_window(held_out *h, int32_t bos, const int32_t *ids, uint32_t n)
     h->tokens += n;
 }
 
-static void cut_windows(held_out *h, const token_store *s, uint64_t from, uint64_t end, uint64_t most, const l3_info *info) {
+static void cut_windows(held_out *h, const token_store *s, uint64_t from, uint64_t end, uint64_t most,
+                        const l3_info *info) {
     int32_t *ids = (int32_t *)cli_malloc((uint64_t)h->t * sizeof *ids);
     uint32_t n   = 0;
     for (uint64_t i = from; i < end && h->tokens < most; i++) {
@@ -260,7 +266,7 @@ static const float *next_logits(train_trainer *r, const int32_t *ids, uint32_t n
 
 /* Writes `count` tokens after BOS to stdout, in one line. */
 static void print_sample(train_trainer *r, const cli_engine *tokenizer, uint32_t count, uint64_t seed) {
-    const uint32_t vocab    = r->m->shape.vocab, room = r->t;
+    const uint32_t vocab = r->m->shape.vocab, room = r->t;
     l3_sampling    sampling = l3_sampling_defaults();
     l3_sampler    *sampler;
     l3_error       err;
@@ -280,7 +286,8 @@ static void print_sample(train_trainer *r, const cli_engine *tokenizer, uint32_t
         if (l3_sample(sampler, next_logits(r, ids, n), &ids[n], &err) != L3_OK) break;
         if (ids[n] == tokenizer->info->eos || ids[n] == tokenizer->info->bos) break;
         if (l3_detokenize(text.tokenizer, ids[n], &bytes, &length, &err) != L3_OK) break;
-        for (size_t i = 0; i < length; i++) putchar((unsigned char)bytes[i] < 0x20 || bytes[i] == 0x7f ? ' ' : bytes[i]);
+        for (size_t i = 0; i < length; i++)
+            putchar((unsigned char)bytes[i] < 0x20 || bytes[i] == 0x7f ? ' ' : bytes[i]);
     }
     putchar('\n');
     cli_tokenizer_close(&text);
@@ -291,7 +298,8 @@ static void print_sample(train_trainer *r, const cli_engine *tokenizer, uint32_t
 /* >>check ------------------------------------------------------------------------------------------------------------ */
 
 /* B sequences of T token IDs become inputs and targets (B, T - 1). */
-static void read_batch(const options *o, uint32_t vocab, uint32_t *sequences, uint32_t *t, int32_t **inputs, int32_t **targets) {
+static void read_batch(const options *o, uint32_t vocab, uint32_t *sequences, uint32_t *t, int32_t **inputs,
+                       int32_t **targets) {
     uint32_t shape[2];
     size_t   length;
     if (cli_list("--shape", o->shape, 1, 1u << 20, shape, 2) != 2 || shape[1] < 2)
@@ -323,7 +331,8 @@ static void load_weights(train_model *m, const cli_engine *e, uint64_t seed, boo
     for (size_t i = 0; i < m->n_params + m->shape.lookups; i++) {
         if (loaded[i]) continue;
         const bool of_lookup = i >= m->n_params || m->params[i].of_lookup;
-        if (!of_lookup || !fresh_lookups) cli_fail("%s: tensor %s is missing", e->path, i < m->n_params ? m->params[i].name : "lookup_rows");
+        if (!of_lookup || !fresh_lookups)
+            cli_fail("%s: tensor %s is missing", e->path, i < m->n_params ? m->params[i].name : "lookup_rows");
         train_init(m, i, seed);
         if (i < m->n_params && strstr(m->params[i].name, ".lookup_mix.")) /* no-op until it has learned something */
             memset(m->w + m->params[i].at, 0, m->params[i].n * sizeof(real));
@@ -344,10 +353,10 @@ static void check(const options *o) {
     train_shape s = train_shape_of_model(&e, &offsets);
     read_batch(o, s.vocab, &sequences, &t, &inputs, &targets);
     if (t > s.context) cli_fail("--shape %s: the model's context is %u", o->shape, s.context);
-    s.context            = t;
+    s.context             = t;
     const l3_jobs    jobs = start_threads(&threads);
-    const train_ops *ops = find_ops(o->kernels);
-    if (strcmp(ops->name, "bf16") == 0) ops = find_ops("avx512"); /* F32 only */
+    const train_ops *ops  = find_ops(o->kernels);
+    if (train_rounds(ops)) ops = find_ops("avx512"); /* F32 only */
     train_model_new(&m, &s, offsets, true, ops);
     load_weights(&m, &e, 0, false);
     train_trainer_new(&r, &m, threads, (sequences + threads - 1) / threads, t, sequences, jobs, c.freeze > 0);
@@ -435,7 +444,8 @@ static train_shape find_shape(run *x, int32_t **offsets) {
         if (!s.residual) cli_usage("residual=0: a lookup layer without it cannot begin as a no-op");
     }
     if (s.lookups && !*offsets)
-        *offsets = x->o->resume ? train_checkpoint_offsets(&x->checkpoint, s.lookup_blocks[0], vocab) : read_allocation(x, &s);
+        *offsets =
+            x->o->resume ? train_checkpoint_offsets(&x->checkpoint, s.lookup_blocks[0], vocab) : read_allocation(x, &s);
     if (x->o->resume) s.row_count = x->checkpoint.row_count, s.max_rows = x->checkpoint.max_rows;
     return s;
 }
@@ -451,9 +461,9 @@ static void settle(run *x) {
     saved = x->config;
     configure(x->o, &x->config);
     for (int i = 0; x->o->resume && i < TRAIN_N_SETTINGS; i++) {
-        const train_setting *s = &train_settings[i];
-        const bool           same =
-            s->kind == KIND_list ? strcmp(saved.lookup, x->config.lookup) == 0 : *train_value(&saved, s) == *train_value(&x->config, s);
+        const train_setting *s    = &train_settings[i];
+        const bool           same = s->kind == KIND_list ? strcmp(saved.lookup, x->config.lookup) == 0
+                                                         : *train_value(&saved, s) == *train_value(&x->config, s);
         if (!same && s->group == SHAPE && !x->o->add_lookup)
             cli_fail("%s: %s is another than the checkpoint's; a run is resumed with the shape it began with",
                      x->checkpoint_path, s->key);
@@ -508,7 +518,7 @@ static void reserve(run *x) {
 }
 
 static void build(run *x, const train_shape *s, const int32_t *offsets) {
-    const train_ops *ops = find_ops(x->o->kernels);
+    const train_ops *ops  = find_ops(x->o->kernels);
     const l3_jobs    jobs = start_threads(&x->threads);
     uint32_t         per_slot;
     x->batch = (uint32_t)x->config.batch;
@@ -526,7 +536,8 @@ static void begin_weights(run *x) {
     if (x->o->resume) {
         const train_state *s = &x->checkpoint.state;
         if (s->data_tokens != x->state.data_tokens || s->data_hash != x->state.data_hash)
-            cli_fail("%s: the run was trained on another text (or another --valid); a run is resumed with what it began with",
+            cli_fail("%s: the run was trained on another text (or another --valid); a run is resumed with what it "
+                     "began with",
                      x->checkpoint_path);
         train_checkpoint_load(&x->checkpoint, &x->model);
         train_checkpoint_close(&x->checkpoint);
@@ -555,9 +566,10 @@ static void count_parameters(const train_model *m, double *all, double *rows, do
         const double n = (double)m->params[i].n;
         *all += n;
         if (strcmp(m->params[i].name, "token_embd.weight") == 0 && !s->tied_head) continue;
-        *active += s->experts && strstr(m->params[i].name, "ffn_") && m->params[i].rows && !strstr(m->params[i].name, "inp")
-                       ? n * s->experts_used / s->experts
-                       : n;
+        *active +=
+            s->experts && strstr(m->params[i].name, "ffn_") && m->params[i].rows && !strstr(m->params[i].name, "inp")
+                ? n * s->experts_used / s->experts
+                : n;
     }
     *rows = (double)s->lookups * s->row_count * train_row_width(s);
     *all += *rows;
@@ -586,8 +598,8 @@ static double progress(const run *x) {
 }
 
 static double learning_rate(const run *x) {
-    const train_config *c    = &x->config;
-    const double        low  = c->lr * c->min_lr, at = (double)x->state.step + 1;
+    const train_config *c   = &x->config;
+    const double        low = c->lr * c->min_lr, at = (double)x->state.step + 1;
     const double        rate = low + (c->lr - low) * 0.5 * (1 + cos(3.14159265358979 * progress(x)));
     return c->warmup > 0 && at < c->warmup ? rate * at / c->warmup : rate;
 }
@@ -600,8 +612,8 @@ static void announce(run *x) {
     count_parameters(&x->model, &all, &rows, &active);
     printf("model    %.2f M parameters, %.2f M of them in tables; %.2f M active for a token\n", all * 1e-6, rows * 1e-6,
            active * 1e-6);
-    printf("         %u blocks of width %u, %u heads of %u, feed-forward %u, context %u, vocabulary %u", s->blocks, s->dim,
-           s->heads, s->head_dim, s->ffn, s->context, s->vocab);
+    printf("         %u blocks of width %u, %u heads of %u, feed-forward %u, context %u, vocabulary %u", s->blocks,
+           s->dim, s->heads, s->head_dim, s->ffn, s->context, s->vocab);
     if (s->lookups) printf("; lookups after %s: %u rows of %u", x->config.lookup, s->row_count, train_row_width(s));
     if (s->experts) printf("; %u experts, %u used", s->experts, s->experts_used);
     printf("\ntext     %.2f M tokens of %.2f bytes; %" PRIu64 " more to validate on\n", (double)x->windows.n * 1e-6,
@@ -617,7 +629,8 @@ static void announce(run *x) {
     const double store  = x->data.memory ? (double)x->data.n * x->data.width : 0;
     printf("memory   %s for the model, its gradients, moments and activations; %s for the text\n",
            cli_bytes((double)x->model.bytes), cli_bytes(store + 4 * (double)x->windows.windows));
-    printf("time     %s a step of %.0f tokens with %s on %u thread%s: about %s for %.0f steps, %.2f times through the text\n",
+    printf("time     %s a step of %.0f tokens with %s on %u thread%s: about %s for %.0f steps, %.2f times through the "
+           "text\n",
            duration(step), tokens, x->model.ops->name, x->threads, x->threads == 1 ? "" : "s",
            duration((steps - (double)x->state.step) * step), steps, steps * tokens / (double)x->windows.n);
     fflush(stdout);
@@ -653,9 +666,9 @@ static void report(const run *x, double loss, double tokens_per_second) {
     const double  now = cli_now(), wait = cli_is_terminal(stderr) ? 0.2 : 10, p = progress(x), done = elapsed(x);
     if (now - last < wait) return;
     last              = now;
-    const double left = x->limit > 0 && x->config.steps == 0 ? x->limit - done
-                                                             : (x->config.steps - (double)x->state.step) * x->batch *
-                                                                   x->windows.t / tokens_per_second;
+    const double left = x->limit > 0 && x->config.steps == 0
+                            ? x->limit - done
+                            : (x->config.steps - (double)x->state.step) * x->batch * x->windows.t / tokens_per_second;
     fprintf(stderr, "%sstep %" PRIu64 "  %.1f%%  loss %.4f  %.0f tok/s  %s left%s", cli_is_terminal(stderr) ? "\r" : "",
             x->state.step, 100 * p, loss, tokens_per_second, duration(left), cli_is_terminal(stderr) ? "   " : "\n");
 }
@@ -664,9 +677,11 @@ static void report(const run *x, double loss, double tokens_per_second) {
 static bool evaluate(run *x) {
     x->last_valid = validate(&x->trainer, &x->held_out);
     if (cli_is_terminal(stderr)) fputc('\n', stderr);
-    printf("step %" PRIu64 "  validation loss %.4f, perplexity %.3f\n", x->state.step, x->last_valid, exp(x->last_valid));
+    printf("step %" PRIu64 "  validation loss %.4f, perplexity %.3f\n", x->state.step, x->last_valid,
+           exp(x->last_valid));
     if (x->config.sample > 0)
-        print_sample(&x->trainer, &x->tokenizer, (uint32_t)x->config.sample, mix((uint64_t)x->config.seed, x->state.step));
+        print_sample(&x->trainer, &x->tokenizer, (uint32_t)x->config.sample,
+                     mix((uint64_t)x->config.seed, x->state.step));
     fflush(stdout);
     if (x->last_valid < x->state.best_loss) {
         x->state.best_loss       = x->last_valid;
@@ -687,7 +702,8 @@ static train_result step(run *x) {
     const train_result result = train_gradients(&x->trainer, x->inputs, x->targets, x->batch, true,
                                                 c->dropout > 0 ? mix((uint64_t)c->seed + 77, x->state.step) | 1 : 0);
     if (!cli_finite(result.loss) || !cli_finite(result.grad_norm))
-        cli_fail("step %" PRIu64 ": the loss or its gradient is no finite number (loss %g, gradient norm %g); a lower lr helps. "
+        cli_fail("step %" PRIu64
+                 ": the loss or its gradient is no finite number (loss %g, gradient norm %g); a lower lr helps. "
                  "The last good checkpoint is as it was: %s",
                  x->state.step + 1, result.loss, result.grad_norm, x->checkpoint_path);
     train_update(&x->trainer, result.grad_norm, c->clip, lr, lr * c->rows_lr, c->weight_decay, adam);
@@ -696,11 +712,12 @@ static train_result step(run *x) {
 }
 
 static void train(run *x) {
-    const train_config *c    = &x->config;
-    double              sum  = 0, count = 0, saved = cli_now(), logged = cli_now();
+    const train_config *c   = &x->config;
+    double              sum = 0, count = 0, saved = cli_now(), logged = cli_now();
     bool                stop = false, evaluated = false;
     x->started = cli_now();
-    while (!stop && !cli_stopped && progress(x) < 1 && (x->limit == 0 || elapsed(x) - (c->steps > 0 ? x->earlier : 0) < x->limit)) {
+    while (!stop && !cli_stopped && progress(x) < 1 &&
+           (x->limit == 0 || elapsed(x) - (c->steps > 0 ? x->earlier : 0) < x->limit)) {
         const double       lr = learning_rate(x);
         const train_result r  = step(x);
         evaluated             = false;
@@ -730,17 +747,20 @@ static void train(run *x) {
     if (c->patience == 0) export_model(x);
     const double p = progress(x);
     printf("%s after %" PRIu64 " steps, %s: validation loss %.4f, perplexity %.3f\n",
-           interrupted ? "stopped" : p < 1 && !stop ? "out of time" : stop ? "no more improvement" : "done", x->state.step,
-           duration(elapsed(x)), x->last_valid, exp(x->last_valid));
+           interrupted      ? "stopped"
+           : p < 1 && !stop ? "out of time"
+           : stop           ? "no more improvement"
+                            : "done",
+           x->state.step, duration(elapsed(x)), x->last_valid, exp(x->last_valid));
     if (x->model.shape.experts) printf("models with experts are for comparison alone: none is written\n");
     else printf("%s written; to go on: --resume, from %s\n", x->o->out, x->checkpoint_path);
     printf("peak memory %s\n", cli_bytes((double)cli_peak_rss()));
 }
 
 int main(int argc, char **argv) {
-    options     o;
-    static run  x;
-    int32_t    *offsets;
+    options    o;
+    static run x;
+    int32_t   *offsets;
     memset(&o, 0, sizeof o);
     parse(&o, argc, argv);
     if (o.check) {

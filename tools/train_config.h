@@ -107,7 +107,8 @@ static inline uint32_t train_blocks_of(const char *list, uint32_t *blocks) {
     uint32_t n = 0;
     while (*list) {
         uint64_t v = 0;
-        if (n == TRAIN_MAX_LOOKUPS || !cli_number(list, &list, &v) || v > 511 || (*list && *list != ',')) return UINT32_MAX;
+        if (n == TRAIN_MAX_LOOKUPS || !cli_number(list, &list, &v) || v > 511 || (*list && *list != ','))
+            return UINT32_MAX;
         if (*list == ',' && !*++list) return UINT32_MAX;
         blocks[n++] = (uint32_t)v;
         if (n > 1 && blocks[n - 1] <= blocks[n - 2]) return UINT32_MAX;
@@ -124,7 +125,8 @@ static inline void train_set(train_config *c, const char *key, size_t n, const c
         if (strlen(s->key) != n || strncmp(s->key, key, n) != 0) continue;
         if (s->kind == KIND_list) {
             if (strlen(value) >= sizeof c->lookup || train_blocks_of(value, blocks) == UINT32_MAX)
-                cli_usage("%s: %s is expected as rising block numbers with commas between, not %s", where, s->key, value);
+                cli_usage("%s: %s is expected as rising block numbers with commas between, not %s", where, s->key,
+                          value);
             snprintf(c->lookup, sizeof c->lookup, "%s", value);
             return;
         }
@@ -141,7 +143,8 @@ static inline void train_set(train_config *c, const char *key, size_t n, const c
 static inline void train_set_line(train_config *c, const char *line, size_t n, const char *where) {
     char        text[256];
     const char *equals = (const char *)memchr(line, '=', n);
-    if (!equals || n >= sizeof text) cli_usage("%s: KEY=VALUE is expected, not %.*s", where, (int)(n < 80 ? n : 80), line);
+    if (!equals || n >= sizeof text)
+        cli_usage("%s: KEY=VALUE is expected, not %.*s", where, (int)(n < 80 ? n : 80), line);
     size_t key = (size_t)(equals - line);
     while (key && (line[key - 1] == ' ' || line[key - 1] == '\t')) key--;
     const char *value = equals + 1;
@@ -207,43 +210,45 @@ static inline void train_set_preset(train_config *c, const char *name) {
 static inline train_shape train_shape_of(const train_config *c, uint32_t vocab) {
     train_shape s;
     memset(&s, 0, sizeof s);
-    s.vocab             = vocab;
-    s.context           = (uint32_t)c->context;
-    s.dim               = (uint32_t)c->dim;
-    s.blocks            = (uint32_t)c->blocks;
-    s.heads             = c->heads > 0 ? (uint32_t)c->heads : s.dim >= 32 ? s.dim / 32 : 1;
-    s.kv_heads          = c->kv_heads > 0 ? (uint32_t)c->kv_heads : s.heads;
-    s.head_dim          = c->head_dim > 0 ? (uint32_t)c->head_dim : s.dim / s.heads;
-    s.ffn               = c->ffn > 0 ? (uint32_t)c->ffn : (s.dim * 8 / 3 + 31) / 32 * 32;
-    s.rope_dims         = s.head_dim;
-    s.rope_base         = c->rope_base;
-    s.rms_epsilon       = (real)c->rms_epsilon;
-    s.norm_epsilon      = (real)1e-6; /* what the paper's listing has */
-    s.tied_head         = c->tied_head > 0;
-    s.lookups           = train_blocks_of(c->lookup, s.lookup_blocks);
-    s.tied              = c->tied > 0;
-    s.value_length      = c->value_length > 0 ? (uint32_t)c->value_length : s.dim;
-    s.has_up            = c->up > 0;
-    s.up_length         = !s.has_up ? s.value_length : c->up_length > 0 ? (uint32_t)c->up_length : 2 * s.dim;
-    s.query_norm        = s.query_norm_weight = c->query_norm > 0;
-    s.key_norm          = c->key_norm > 0;
-    s.layer_norm        = c->layer_norm > 0;
-    s.up_norm_weight    = true;
-    s.up_norm_bias      = s.layer_norm;
-    s.residual          = c->residual > 0;
-    s.score_scale       = (real)c->score_scale;
-    s.experts           = (uint32_t)c->experts;
-    s.experts_used      = (uint32_t)c->experts_used;
-    s.balance           = (real)c->balance;
-    s.dropout           = (real)c->dropout;
+    s.vocab        = vocab;
+    s.context      = (uint32_t)c->context;
+    s.dim          = (uint32_t)c->dim;
+    s.blocks       = (uint32_t)c->blocks;
+    s.heads        = c->heads > 0 ? (uint32_t)c->heads : s.dim >= 32 ? s.dim / 32 : 1;
+    s.kv_heads     = c->kv_heads > 0 ? (uint32_t)c->kv_heads : s.heads;
+    s.head_dim     = c->head_dim > 0 ? (uint32_t)c->head_dim : s.dim / s.heads;
+    s.ffn          = c->ffn > 0 ? (uint32_t)c->ffn : (s.dim * 8 / 3 + 31) / 32 * 32;
+    s.rope_dims    = s.head_dim;
+    s.rope_base    = c->rope_base;
+    s.rms_epsilon  = (real)c->rms_epsilon;
+    s.norm_epsilon = (real)1e-6; /* what the paper's listing has */
+    s.tied_head    = c->tied_head > 0;
+    s.lookups      = train_blocks_of(c->lookup, s.lookup_blocks);
+    s.tied         = c->tied > 0;
+    s.value_length = c->value_length > 0 ? (uint32_t)c->value_length : s.dim;
+    s.has_up       = c->up > 0;
+    s.up_length    = !s.has_up ? s.value_length : c->up_length > 0 ? (uint32_t)c->up_length : 2 * s.dim;
+    s.query_norm = s.query_norm_weight = c->query_norm > 0;
+    s.key_norm                         = c->key_norm > 0;
+    s.layer_norm                       = c->layer_norm > 0;
+    s.up_norm_weight                   = true;
+    s.up_norm_bias                     = s.layer_norm;
+    s.residual                         = c->residual > 0;
+    s.score_scale                      = (real)c->score_scale;
+    s.experts                          = (uint32_t)c->experts;
+    s.experts_used                     = (uint32_t)c->experts_used;
+    s.balance                          = (real)c->balance;
+    s.dropout                          = (real)c->dropout;
     if (c->heads == 0 && c->head_dim == 0 && s.dim % s.heads) cli_usage("dim %u: give heads, too", s.dim);
     if (c->head_dim == 0 && s.dim % s.heads) cli_usage("heads %u: dim %u is no multiple of it", s.heads, s.dim);
     if (s.head_dim % 2) cli_usage("head_dim %u: an even number is expected, since positions rotate pairs", s.head_dim);
     if (s.heads % s.kv_heads) cli_usage("kv_heads %u: heads %u is no multiple of it", s.kv_heads, s.heads);
     if (s.lookups && s.lookup_blocks[s.lookups - 1] >= s.blocks)
         cli_usage("lookup %s: blocks are numbered 0 to %u", c->lookup, s.blocks - 1);
-    if (s.tied && s.value_length != s.dim) cli_usage("value_length %u: tied rows are as wide as dim, %u", s.value_length, s.dim);
-    if (s.experts && s.experts_used > s.experts) cli_usage("experts_used %u: there are %u experts", s.experts_used, s.experts);
+    if (s.tied && s.value_length != s.dim)
+        cli_usage("value_length %u: tied rows are as wide as dim, %u", s.value_length, s.dim);
+    if (s.experts && s.experts_used > s.experts)
+        cli_usage("experts_used %u: there are %u experts", s.experts_used, s.experts);
     return s;
 }
 

@@ -29,7 +29,8 @@ static inline train_shape train_shape_of_model(const cli_engine *e, int32_t **of
     s.rope_base   = info->rope_base;
     s.rms_epsilon = info->rms_epsilon;
     s.tied_head   = info->tied_head;
-    if (info->n_lookups > TRAIN_MAX_LOOKUPS) cli_fail("%s: %u lookup layers; %d at most can be trained", e->path, info->n_lookups, TRAIN_MAX_LOOKUPS);
+    if (info->n_lookups > TRAIN_MAX_LOOKUPS)
+        cli_fail("%s: %u lookup layers; %d at most can be trained", e->path, info->n_lookups, TRAIN_MAX_LOOKUPS);
     for (uint32_t i = 0; i < info->n_lookups; i++) {
         const l3_lookup *k = l3_model_lookup(e->model, i, &s.lookup_blocks[i]);
         s.lookups++;
@@ -197,7 +198,10 @@ static inline void train_put_all(gguf_writer *w, const train_model *m, int which
     for (uint32_t i = 0; i < m->shape.lookups; i++) {
         const train_lookup *k = &m->lookup[i];
         if (which == 0) train_put_offsets(w, m, k);
-        train_put_reals(w, which == 0 ? k->rows : which == 1 ? k->m : k->v,
+        train_put_reals(w,
+                        which == 0   ? k->rows
+                        : which == 1 ? k->m
+                                     : k->v,
                         (size_t)m->shape.row_count * train_row_width(&m->shape));
     }
 }
@@ -224,7 +228,8 @@ static inline void train_about_keys(gguf_writer *w, const train_about *a, const 
 }
 
 /* A model that every program of this project runs: F32, with the tokenizer of `tokenizer` (opened for reading). */
-static inline void train_export(const train_model *m, const char *path, cli_engine *tokenizer, const train_about *about) {
+static inline void train_export(const train_model *m, const char *path, cli_engine *tokenizer,
+                                const train_about *about) {
     gguf_writer w;
     gguf_begin(&w, path);
     gguf_string(&w, "general.architecture", m->shape.lookups ? "l3" : "llama");
@@ -255,7 +260,8 @@ static inline void train_export_gradients(const train_trainer *r, const char *pa
         train_put_offsets(&w, m, k);
         for (uint32_t t = 0; t < m->shape.vocab; t++)
             for (int32_t row = 0; row < k->offsets[t + 1] - k->offsets[t]; row++)
-                train_put_reals(&w, r->is_touched[t] ? k->grad + ((size_t)k->grad_at[t] + (size_t)row) * width : zero, width);
+                train_put_reals(&w, r->is_touched[t] ? k->grad + ((size_t)k->grad_at[t] + (size_t)row) * width : zero,
+                                width);
     }
     gguf_end(&w);
     free(zero);
@@ -307,7 +313,7 @@ typedef struct train_checkpoint {
         char     name[80];
         uint64_t rows, cols, offset;
         uint32_t type;
-    } *tensors;
+    } * tensors;
     size_t   n_tensors;
     uint64_t data_at;
 } train_checkpoint;
@@ -365,7 +371,8 @@ static inline void train_checkpoint_verify(const train_checkpoint *c) {
     }
     free(bytes);
     if (!c->crc_at || crc != c->crc)
-        cli_fail("%s: the checkpoint is damaged or cut short (its checksum is wrong); start without --resume, or from a copy",
+        cli_fail("%s: the checkpoint is damaged or cut short (its checksum is wrong); start without --resume, or from "
+                 "a copy",
                  c->path);
 }
 
@@ -424,7 +431,8 @@ static inline int32_t *train_checkpoint_offsets(const train_checkpoint *c, uint3
     train_checkpoint_read(c, name, "", L3_I32, (size_t)vocab + 1, offsets);
     for (uint32_t t = 0; t < vocab; t++)
         if (offsets[t + 1] < offsets[t]) cli_fail("%s: the row offsets are damaged", c->path);
-    if (offsets[0] != 0 || (uint32_t)offsets[vocab] != c->row_count) cli_fail("%s: the row offsets are damaged", c->path);
+    if (offsets[0] != 0 || (uint32_t)offsets[vocab] != c->row_count)
+        cli_fail("%s: the row offsets are damaged", c->path);
     return offsets;
 }
 
@@ -434,7 +442,8 @@ static inline void train_checkpoint_load(const train_checkpoint *c, train_model 
     char                     name[64];
     for (int k = 0; k < 3; k++) {
         for (size_t i = 0; i < m->n_params; i++)
-            train_checkpoint_read(c, m->params[i].name, suffixes[k], L3_F32, m->params[i].n, dense[k] + m->params[i].at);
+            train_checkpoint_read(c, m->params[i].name, suffixes[k], L3_F32, m->params[i].n,
+                                  dense[k] + m->params[i].at);
         for (uint32_t i = 0; i < m->shape.lookups; i++) {
             real *const rows[] = {m->lookup[i].rows, m->lookup[i].m, m->lookup[i].v};
             snprintf(name, sizeof name, "blk.%u.lookup_rows.weight", m->lookup[i].block);

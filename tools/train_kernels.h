@@ -1,8 +1,8 @@
 /* train_kernels.h - the arithmetic of training, written once and included once for every instruction set (train_ops.h does
  * it). Names end in the instruction set: KERNEL(gemm) is gemm_plain, gemm_avx2, ...
  *
- * Before including: TRAIN_ISA, a name; TRAIN_ROWS and TRAIN_COLS, the tile of gemm; one of TRAIN_AVX2, TRAIN_AVX512,
- * TRAIN_BF16 where intrinsics are wanted. All pointers are to `real`; nothing needs alignment. Loops without intrinsics are
+ * Before including: TRAIN_ISA, a name; TRAIN_ROWS and TRAIN_COLS, the tile of gemm; TRAIN_STEP, what the packed inner dimension
+ * is padded to; one of TRAIN_AVX2, TRAIN_AVX512, TRAIN_BF16 where intrinsics are wanted, TRAIN_AMX with the last. All pointers are to `real`; nothing needs alignment. Loops without intrinsics are
  * plain elementwise ones, which compilers turn into vectors; reductions run over TRAIN_LANES explicit lanes, so that they
  * need no permission to reorder. */
 
@@ -68,6 +68,7 @@ TRAIN_TARGET static void KERNEL(axpy)(size_t n, real a, const real *x, real *y) 
 #else
 #define PACKED real
 #endif
+#define PADDED(k) (((k) + TRAIN_STEP - 1) / TRAIN_STEP * TRAIN_STEP)
 
 #if defined(TRAIN_BF16)
 /* n floats to bf16, rounded to nearest even. */
@@ -86,10 +87,10 @@ TRAIN_TARGET static inline void KERNEL(convert)(size_t n, const float *src, uint
     }
 }
 
-/* 16 pairs (low: one element of a, high: of b) from up to 16 elements of two rows. */
+/* 16 pairs (low: one element of a, high: of b) from up to 16 elements of two rows; NULL: zeros. */
 TRAIN_TARGET static inline __m512i KERNEL(pairs)(const float *a, const float *b, __mmask16 mask) {
-    const __m256bh lo = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(mask, a));
-    const __m256bh hi = b ? _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(mask, b)) : _mm512_cvtneps_pbh(_mm512_setzero_ps());
+    const __m256bh lo = _mm512_cvtneps_pbh(a ? _mm512_maskz_loadu_ps(mask, a) : _mm512_setzero_ps());
+    const __m256bh hi = _mm512_cvtneps_pbh(b ? _mm512_maskz_loadu_ps(mask, b) : _mm512_setzero_ps());
     __m256i        l, h;
     memcpy(&l, &lo, 32);
     memcpy(&h, &hi, 32);
@@ -140,9 +141,9 @@ TRAIN_TARGET static void KERNEL(transpose)(size_t rows, size_t cols, const WORD 
 #if defined(TRAIN_BF16) || defined(TRAIN_AVX512)
     for (size_t block = 0; block < rows / 16; block++, done += 16) {
         size_t c0 = 0;
-        for (; c0 + 16 <= cols; c0 += 16)
-            KERNEL(transpose16)((const uint32_t *)(const void *)(src + done * from + c0), from,
-                                (uint32_t *)(void *)(dst + c0 * to + done), to);
+        for (; c0 + 16 <= cols; c0 += 16) KERNEL(transpose16)
+        ((const uint32_t *)(const void *)(src + done * from + c0), from, (uint32_t *)(void *)(dst + c0 * to + done),
+         to);
         for (; c0 < cols; c0++)
             for (size_t r = done; r < done + 16; r++) dst[c0 * to + r] = src[r * from + c0];
     }
@@ -155,60 +156,59 @@ TRAIN_TARGET static void KERNEL(transpose)(size_t rows, size_t cols, const WORD 
 /* Rows i0 ... of op(A), elements k0 ... k0 + kc - 1. */
 TRAIN_TARGET static void KERNEL(pack_a)(bool transposed, const real *a, size_t lda, size_t i0, size_t m, size_t k0,
                                         size_t kc, PACKED *dst) {
-    const size_t padded = (m + TRAIN_ROWS - 1) / TRAIN_ROWS * TRAIN_ROWS;
+    const size_t padded = (m + TRAIN_ROWS - 1) / TRAIN_ROWS * TRAIN_ROWS, depth = PADDED(kc);
 #if defined(TRAIN_BF16)
-    const size_t even = (kc + 1) & ~(size_t)1;
     if (!transposed) {
         for (size_t i = 0; i < m; i++) {
             KERNEL(convert)(kc, a + (i0 + i) * lda + k0, dst + i * TRAIN_DEPTH);
-            if (kc < even) dst[i * TRAIN_DEPTH + kc] = 0;
+            memset(dst + i * TRAIN_DEPTH + kc, 0, (depth - kc) * sizeof *dst);
         }
     } else {
         uint32_t pairs[TRAIN_DEPTH / 2 * 16];
         for (size_t i = 0; i < m; i += 16) {
             const size_t    n    = m - i < 16 ? m - i : 16;
             const __mmask16 mask = (__mmask16)((1u << n) - 1);
-            for (size_t k = 0; k < kc; k += 2) {
+            for (size_t k = 0; k < depth; k += 2) {
                 const float  *p  = a + (k0 + k) * lda + i0 + i;
-                const __m512i pp = KERNEL(pairs)(p, k + 1 < kc ? p + lda : NULL, mask);
+                const __m512i pp = KERNEL(pairs)(k < kc ? p : NULL, k + 1 < kc ? p + lda : NULL, mask);
                 memcpy(pairs + k / 2 * 16, &pp, 64);
             }
-            KERNEL(transpose)(even / 2, n, pairs, 16, (uint32_t *)(void *)(dst + i * TRAIN_DEPTH), TRAIN_DEPTH / 2);
+            KERNEL(transpose)(depth / 2, n, pairs, 16, (uint32_t *)(void *)(dst + i * TRAIN_DEPTH), TRAIN_DEPTH / 2);
         }
     }
-    for (size_t i = m; i < padded; i++) memset(dst + i * TRAIN_DEPTH, 0, even * sizeof *dst);
 #else
     if (!transposed)
         for (size_t i = 0; i < m; i++) memcpy(dst + i * TRAIN_DEPTH, a + (i0 + i) * lda + k0, kc * sizeof *dst);
     else KERNEL(transpose)(kc, m, a + k0 * lda + i0, lda, dst, TRAIN_DEPTH);
-    for (size_t i = m; i < padded; i++) memset(dst + i * TRAIN_DEPTH, 0, kc * sizeof *dst);
 #endif
+    for (size_t i = m; i < padded; i++) memset(dst + i * TRAIN_DEPTH, 0, depth * sizeof *dst);
 }
 
 /* Columns j0 ... j0 + n - 1 of op(B), elements k0 ... k0 + kc - 1, as panels of (kc, TRAIN_COLS). */
 TRAIN_TARGET static void KERNEL(pack_b)(bool transposed, const real *b, size_t ldb, size_t j0, size_t n, size_t k0,
                                         size_t kc, PACKED *dst) {
 #if defined(TRAIN_BF16)
-    const size_t even = (kc + 1) & ~(size_t)1;
+    const size_t depth = PADDED(kc);
     uint16_t     rows[TRAIN_COLS * TRAIN_DEPTH];
-    for (size_t j = 0; j < n; j += TRAIN_COLS, dst += even * TRAIN_COLS) {
+    for (size_t j = 0; j < n; j += TRAIN_COLS, dst += depth * TRAIN_COLS) {
         const size_t cols = n - j < TRAIN_COLS ? n - j : TRAIN_COLS;
         if (transposed) {
             for (size_t c = 0; c < cols; c++) {
                 KERNEL(convert)(kc, b + (j0 + j + c) * ldb + k0, rows + c * TRAIN_DEPTH);
-                if (kc < even) rows[c * TRAIN_DEPTH + kc] = 0;
+                memset(rows + c * TRAIN_DEPTH + kc, 0, (depth - kc) * sizeof *rows);
             }
-            for (size_t c = cols; c < TRAIN_COLS; c++) memset(rows + c * TRAIN_DEPTH, 0, even * sizeof *rows);
-            KERNEL(transpose)(TRAIN_COLS, even / 2, (const uint32_t *)(const void *)rows, TRAIN_DEPTH / 2,
-                              (uint32_t *)(void *)dst, TRAIN_COLS);
+            for (size_t c = cols; c < TRAIN_COLS; c++) memset(rows + c * TRAIN_DEPTH, 0, depth * sizeof *rows);
+            KERNEL(transpose)
+            (TRAIN_COLS, depth / 2, (const uint32_t *)(const void *)rows, TRAIN_DEPTH / 2, (uint32_t *)(void *)dst,
+             TRAIN_COLS);
             continue;
         }
-        for (size_t k = 0; k < kc; k += 2)
+        for (size_t k = 0; k < depth; k += 2)
             for (size_t c = 0; c < TRAIN_COLS; c += 16) {
                 const size_t    left = cols > c ? cols - c : 0;
                 const __mmask16 mask = left >= 16 ? (__mmask16)0xffff : (__mmask16)((1u << left) - 1);
                 const float    *p    = b + (k0 + k) * ldb + j0 + j + c;
-                const __m512i   pp   = KERNEL(pairs)(p, k + 1 < kc ? p + ldb : NULL, mask);
+                const __m512i   pp   = KERNEL(pairs)(k < kc ? p : NULL, k + 1 < kc ? p + ldb : NULL, mask);
                 memcpy(dst + k * TRAIN_COLS + 2 * c, &pp, 64);
             }
     }
@@ -228,7 +228,27 @@ TRAIN_TARGET static void KERNEL(pack_b)(bool transposed, const real *b, size_t l
 TRAIN_TARGET static void KERNEL(tile)(size_t kc, const PACKED *a, const PACKED *b, real alpha, bool add, real *c,
                                       size_t ldc, size_t m, size_t n) {
     real edge[TRAIN_ROWS * TRAIN_COLS];
-#if defined(TRAIN_BF16) || defined(TRAIN_AVX512)
+#if defined(TRAIN_AMX)
+    __asm__ volatile("" ::: "memory"); /* tile loads do not tell the compiler that they read memory */
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (size_t k = 0; k < kc; k += 32, b += 32 * TRAIN_COLS) {
+        _tile_loadd(4, a + k, 2 * TRAIN_DEPTH);
+        _tile_loadd(5, a + 16 * TRAIN_DEPTH + k, 2 * TRAIN_DEPTH);
+        _tile_loadd(6, b, 4 * TRAIN_COLS);
+        _tile_loadd(7, b + TRAIN_COLS, 4 * TRAIN_COLS);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, edge, 4 * TRAIN_COLS);
+    _tile_stored(1, edge + 16, 4 * TRAIN_COLS);
+    _tile_stored(2, edge + 16 * TRAIN_COLS, 4 * TRAIN_COLS);
+    _tile_stored(3, edge + 16 * TRAIN_COLS + 16, 4 * TRAIN_COLS);
+#elif defined(TRAIN_BF16) || defined(TRAIN_AVX512)
     __m512 sum[TRAIN_ROWS][2];
 #pragma GCC unroll 8
     for (size_t r = 0; r < TRAIN_ROWS; r++) sum[r][0] = sum[r][1] = _mm512_setzero_ps();
@@ -303,8 +323,7 @@ TRAIN_TARGET static void KERNEL(tile)(size_t kc, const PACKED *a, const PACKED *
     memcpy(edge, sum, sizeof edge);
 #endif
     for (size_t r = 0; r < m; r++)
-        for (size_t j = 0; j < n; j++)
-            c[r * ldc + j] = (add ? c[r * ldc + j] : 0) + alpha * edge[r * TRAIN_COLS + j];
+        for (size_t j = 0; j < n; j++) c[r * ldc + j] = (add ? c[r * ldc + j] : 0) + alpha * edge[r * TRAIN_COLS + j];
 }
 
 /* C (m, n) = alpha op(A) op(B), or C += that. op(A) is (m, k), A itself (k, m) when ta; op(B) is (k, n), B (n, k) when tb. */
@@ -313,6 +332,9 @@ TRAIN_TARGET static void KERNEL(gemm)(train_space *space, bool ta, bool tb, size
                                       size_t ldc) {
     PACKED      *pa = (PACKED *)space->a, *pb = (PACKED *)space->b;
     const size_t wide = TRAIN_PANEL / TRAIN_DEPTH / sizeof(PACKED);
+#if defined(TRAIN_AMX)
+    train_tile_config();
+#endif
     for (size_t j0 = 0; j0 < n; j0 += wide) {
         const size_t nc = n - j0 < wide ? n - j0 : wide;
         for (size_t k0 = 0; k0 < k; k0 += TRAIN_DEPTH) {
@@ -323,13 +345,10 @@ TRAIN_TARGET static void KERNEL(gemm)(train_space *space, bool ta, bool tb, size
                 KERNEL(pack_a)(ta, a, lda, i0, mc, k0, kc, pa);
                 for (size_t j = 0; j < nc; j += TRAIN_COLS)
                     for (size_t i = 0; i < mc; i += TRAIN_ROWS)
-#if defined(TRAIN_BF16)
-                        KERNEL(tile)(kc, pa + i * TRAIN_DEPTH, pb + j * ((kc + 1) & ~(size_t)1), alpha, add || k0 > 0,
-#else
-                        KERNEL(tile)(kc, pa + i * TRAIN_DEPTH, pb + j * kc, alpha, add || k0 > 0,
-#endif
-                                     c + (i0 + i) * ldc + j0 + j, ldc, mc - i < TRAIN_ROWS ? mc - i : TRAIN_ROWS,
-                                     nc - j < TRAIN_COLS ? nc - j : TRAIN_COLS);
+                        KERNEL(tile)
+                        (kc, pa + i * TRAIN_DEPTH, pb + j * PADDED(kc), alpha, add || k0 > 0,
+                         c + (i0 + i) * ldc + j0 + j, ldc, mc - i < TRAIN_ROWS ? mc - i : TRAIN_ROWS,
+                         nc - j < TRAIN_COLS ? nc - j : TRAIN_COLS);
             }
         }
     }
@@ -489,4 +508,5 @@ static const train_ops KERNEL(ops) = {
 #undef TRAIN_JOIN
 #undef TRAIN_JOIN2
 #undef PACKED
+#undef PADDED
 #undef WORD

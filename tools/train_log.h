@@ -99,7 +99,9 @@ typedef struct log_frame {
     double x_max, y_min, y_max;
 } log_frame;
 
-static inline double log_x(const log_frame *f, double v) { return LOG_LEFT + v / f->x_max * (LOG_WIDTH - LOG_LEFT - LOG_RIGHT); }
+static inline double log_x(const log_frame *f, double v) {
+    return LOG_LEFT + v / f->x_max * (LOG_WIDTH - LOG_LEFT - LOG_RIGHT);
+}
 static inline double log_y(const log_frame *f, double v) {
     return LOG_TOP + (f->y_max - v) / (f->y_max - f->y_min) * (LOG_HEIGHT - LOG_TOP - LOG_BOTTOM);
 }
@@ -123,7 +125,8 @@ static inline void log_curve(cli_output *out, const train_log *g, const log_fram
     log_put(out, "<polyline fill=\"none\" %s points=\"", style);
     for (size_t i = 0; i < g->n; i++) {
         const double v = valid ? g->lines[i].valid_loss : g->lines[i].train_loss;
-        if (cli_finite(v)) log_put(out, "%.1f,%.1f ", log_x(f, (double)g->lines[i].tokens), log_y(f, v < f->y_max ? v : f->y_max));
+        if (cli_finite(v))
+            log_put(out, "%.1f,%.1f ", log_x(f, (double)g->lines[i].tokens), log_y(f, v < f->y_max ? v : f->y_max));
     }
     log_put(out, "\"/>\n");
 }
@@ -136,7 +139,8 @@ static inline log_frame log_range(const train_log *g) {
         for (int j = 0; j < 2; j++)
             if (cli_finite(both[j])) {
                 if (both[j] < f.y_min) f.y_min = both[j];
-                if (i >= g->n / 50 && both[j] > f.y_max) f.y_max = both[j]; /* the fall of the first steps would hide the rest */
+                if (i >= g->n / 50 && both[j] > f.y_max)
+                    f.y_max = both[j]; /* the fall of the first steps would hide the rest */
             }
     }
     if (!cli_finite(f.y_min)) f.y_min = 0;
@@ -147,10 +151,12 @@ static inline log_frame log_range(const train_log *g) {
 static inline void log_axes(cli_output *out, const log_frame *f) {
     const double dx = log_tick(f->x_max, 6), dy = log_tick(f->y_max - f->y_min, 6);
     for (double y = ceil(f->y_min / dy) * dy; y <= f->y_max; y += dy)
-        log_put(out, "<path stroke=\"#ddd\" d=\"M%d %.1fH%d\"/><text x=\"%d\" y=\"%.1f\" text-anchor=\"end\">%g</text>\n", LOG_LEFT,
-                log_y(f, y), LOG_WIDTH - LOG_RIGHT, LOG_LEFT - 8, log_y(f, y) + 4, y);
+        log_put(out,
+                "<path stroke=\"#ddd\" d=\"M%d %.1fH%d\"/><text x=\"%d\" y=\"%.1f\" text-anchor=\"end\">%g</text>\n",
+                LOG_LEFT, log_y(f, y), LOG_WIDTH - LOG_RIGHT, LOG_LEFT - 8, log_y(f, y) + 4, y);
     for (double x = 0; x <= f->x_max * 1.0001; x += dx)
-        log_put(out, "<path stroke=\"#ddd\" d=\"M%.1f %dV%d\"/><text x=\"%.1f\" y=\"%d\" text-anchor=\"middle\">%g</text>\n",
+        log_put(out,
+                "<path stroke=\"#ddd\" d=\"M%.1f %dV%d\"/><text x=\"%.1f\" y=\"%d\" text-anchor=\"middle\">%g</text>\n",
                 log_x(f, x), LOG_TOP, LOG_HEIGHT - LOG_BOTTOM, log_x(f, x), LOG_HEIGHT - LOG_BOTTOM + 18, x * 1e-6);
 }
 
@@ -160,18 +166,26 @@ static inline void train_log_draw(const train_log *g, const char *path, const ch
     cli_output      out;
     if (g->n < 2) return;
     cli_output_open(&out, path);
-    log_put(&out, "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %d %d\" font-family=\"sans-serif\" font-size=\"12\">\n",
+    log_put(&out,
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %d %d\" font-family=\"sans-serif\" "
+            "font-size=\"12\">\n",
             LOG_WIDTH, LOG_HEIGHT);
-    log_put(&out, "<rect width=\"100%%\" height=\"100%%\" fill=\"#fff\"/>\n<text x=\"%d\" y=\"22\" font-size=\"15\">", LOG_LEFT);
+    log_put(&out, "<rect width=\"100%%\" height=\"100%%\" fill=\"#fff\"/>\n<text x=\"%d\" y=\"22\" font-size=\"15\">",
+            LOG_LEFT);
     for (const char *c = title; *c; c++)
         log_put(&out, *c == '<' ? "&lt;" : *c == '&' ? "&amp;" : (unsigned char)*c < 0x20 ? " " : "%c", *c);
     log_put(&out, "</text>\n");
     log_axes(&out, &f);
     log_curve(&out, g, &f, false, "stroke=\"#8aa\" stroke-width=\"1\"");
     log_curve(&out, g, &f, true, "stroke=\"#c30\" stroke-width=\"2\"");
-    log_put(&out, "<text x=\"%d\" y=\"%d\" text-anchor=\"middle\">million tokens</text>\n", LOG_WIDTH / 2, LOG_HEIGHT - 10);
-    log_put(&out, "<text transform=\"translate(18 %d) rotate(-90)\" text-anchor=\"middle\">loss (nats a token)</text>\n", LOG_HEIGHT / 2);
-    log_put(&out, "<text x=\"%d\" y=\"22\" text-anchor=\"end\"><tspan fill=\"#c30\">validation</tspan>  <tspan fill=\"#588\">training</tspan></text>\n</svg>\n",
+    log_put(&out, "<text x=\"%d\" y=\"%d\" text-anchor=\"middle\">million tokens</text>\n", LOG_WIDTH / 2,
+            LOG_HEIGHT - 10);
+    log_put(&out,
+            "<text transform=\"translate(18 %d) rotate(-90)\" text-anchor=\"middle\">loss (nats a token)</text>\n",
+            LOG_HEIGHT / 2);
+    log_put(&out,
+            "<text x=\"%d\" y=\"22\" text-anchor=\"end\"><tspan fill=\"#c30\">validation</tspan>  <tspan "
+            "fill=\"#588\">training</tspan></text>\n</svg>\n",
             LOG_WIDTH - LOG_RIGHT);
     cli_output_close(&out);
 }

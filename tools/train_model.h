@@ -72,7 +72,7 @@ typedef struct train_model {
     const train_ops *ops;
     train_param     *params;
     size_t           n_params, n_dense;
-    real            *w, *m, *v; /* (n_dense,) */
+    real            *w, *m, *v;                      /* (n_dense,) */
     size_t           embedding, output_norm, output; /* places; output is the embedding when tied */
     train_block     *block;
     train_lookup     lookup[TRAIN_MAX_LOOKUPS];
@@ -132,23 +132,24 @@ static inline void train_add_blocks(train_model *m) {
         x->wv          = train_add_block(m, b, "attn_v.weight", kv, d, train_deviation(d), 0);
         x->wo          = train_add_block(m, b, "attn_output.weight", d, q, train_deviation(q) * last, 0);
         x->ffn_norm    = train_add_block(m, b, "ffn_norm.weight", 0, d, 0, 1);
-        x->router      = s->experts ? train_add_block(m, b, "ffn_gate_inp.weight", e, d, train_deviation(d), 0) : TRAIN_NONE;
-        x->gate        = train_add_block(m, b, "ffn_gate.weight", e * f, d, train_deviation(d), 0);
-        x->up          = train_add_block(m, b, "ffn_up.weight", e * f, d, train_deviation(d), 0);
-        x->down        = train_add_block(m, b, "ffn_down.weight", e * d, f, train_deviation(f) * last, 0);
+        x->router = s->experts ? train_add_block(m, b, "ffn_gate_inp.weight", e, d, train_deviation(d), 0) : TRAIN_NONE;
+        x->gate   = train_add_block(m, b, "ffn_gate.weight", e * f, d, train_deviation(d), 0);
+        x->up     = train_add_block(m, b, "ffn_up.weight", e * f, d, train_deviation(d), 0);
+        x->down   = train_add_block(m, b, "ffn_down.weight", e * d, f, train_deviation(f) * last, 0);
     }
 }
 
 static inline void train_add_lookup(train_model *m, train_lookup *k, uint32_t block) {
     const train_shape *s = &m->shape;
     const uint32_t     d = s->dim, e = s->value_length, u = s->up_length;
-    k->block      = block;
-    k->query_norm = s->query_norm_weight ? train_add_block(m, block, "lookup_query_norm.weight", 0, d, 0, 1) : TRAIN_NONE;
-    k->up         = s->has_up ? train_add_block(m, block, "lookup_up.weight", u, e, train_deviation(e), 0) : TRAIN_NONE;
-    k->up_norm    = s->up_norm_weight ? train_add_block(m, block, "lookup_up_norm.weight", 0, u, 0, 1) : TRAIN_NONE;
-    k->up_bias    = s->up_norm_bias ? train_add_block(m, block, "lookup_up_norm.bias", 0, u, 0, 0) : TRAIN_NONE;
-    k->mix        = train_add_block(m, block, "lookup_mix.weight", d, u + d,
-                                    train_deviation(u + d) / sqrt(2.0 * s->blocks), 0);
+    k->block = block;
+    k->query_norm =
+        s->query_norm_weight ? train_add_block(m, block, "lookup_query_norm.weight", 0, d, 0, 1) : TRAIN_NONE;
+    k->up      = s->has_up ? train_add_block(m, block, "lookup_up.weight", u, e, train_deviation(e), 0) : TRAIN_NONE;
+    k->up_norm = s->up_norm_weight ? train_add_block(m, block, "lookup_up_norm.weight", 0, u, 0, 1) : TRAIN_NONE;
+    k->up_bias = s->up_norm_bias ? train_add_block(m, block, "lookup_up_norm.bias", 0, u, 0, 0) : TRAIN_NONE;
+    k->mix =
+        train_add_block(m, block, "lookup_mix.weight", d, u + d, train_deviation(u + d) / sqrt(2.0 * s->blocks), 0);
 }
 
 static inline void train_rope_table(train_model *m) {
@@ -157,7 +158,7 @@ static inline void train_rope_table(train_model *m) {
     m->sine   = (real *)train_take(m, (uint64_t)t * half, sizeof(real));
     for (uint32_t i = 0; i < t; i++)
         for (uint32_t j = 0; j < half; j++) {
-            const double angle          = i * pow(m->shape.rope_base, -2.0 * j / m->shape.rope_dims);
+            const double angle              = i * pow(m->shape.rope_base, -2.0 * j / m->shape.rope_dims);
             m->cosine[(size_t)i * half + j] = (real)cos(angle);
             m->sine[(size_t)i * half + j]   = (real)sin(angle);
         }
@@ -167,10 +168,10 @@ static inline void train_rope_table(train_model *m) {
 static inline void train_model_new(train_model *m, const train_shape *shape, const int32_t *offsets, bool moments,
                                    const train_ops *ops) {
     memset(m, 0, sizeof *m);
-    m->shape       = *shape;
-    m->ops         = ops;
-    m->block       = (train_block *)train_take(m, shape->blocks, sizeof *m->block);
-    m->embedding   = train_add(m, "token_embd.weight", shape->vocab, shape->dim, train_deviation(shape->dim), 0);
+    m->shape     = *shape;
+    m->ops       = ops;
+    m->block     = (train_block *)train_take(m, shape->blocks, sizeof *m->block);
+    m->embedding = train_add(m, "token_embd.weight", shape->vocab, shape->dim, train_deviation(shape->dim), 0);
     train_add_blocks(m);
     m->output_norm = train_add(m, "output_norm.weight", 0, shape->dim, 0, 1);
     m->output      = shape->tied_head
@@ -195,7 +196,7 @@ static inline void train_model_new(train_model *m, const train_shape *shape, con
 
 static inline void train_model_free(train_model *m) {
     for (uint32_t i = 0; i < m->shape.lookups; i++) {
-        train_lookup *k = &m->lookup[i];
+        train_lookup *k        = &m->lookup[i];
         void *const   blocks[] = {k->offsets, k->rows, k->m, k->v, k->grad_at, k->grad};
         for (size_t j = 0; j < sizeof blocks / sizeof *blocks; j++) cli_free_aligned(blocks[j]);
     }
@@ -228,8 +229,8 @@ static inline void train_init(train_model *m, size_t i, uint64_t seed) {
     if (i >= m->n_params) {
         train_lookup *k = &m->lookup[i - m->n_params];
         state ^= 0x9e3779b97f4a7c15u * (1000003u + k->block);
-        train_fill(k->rows, (size_t)m->shape.row_count * train_row_width(&m->shape), (real)train_deviation(m->shape.dim), 0,
-                   &state);
+        train_fill(k->rows, (size_t)m->shape.row_count * train_row_width(&m->shape),
+                   (real)train_deviation(m->shape.dim), 0, &state);
         return;
     }
     const train_param *p = &m->params[i];
@@ -245,15 +246,16 @@ static inline void train_init_all(train_model *m, uint64_t seed) {
 
 /* What a block keeps of its forward pass for the backward pass. */
 typedef struct train_kept {
-    real     *in, *middle;          /* (n, d) the stream before attention and before the feed-forward layer */
-    real     *rstd1, *rstd2;        /* (n,) of their norms */
-    real     *q, *k, *v, *o;        /* (n, q), (n, kv), (n, kv), (n, q): rotated queries and keys, attention's output */
-    uint32_t  room;                 /* tokens it is made for */
-    real     *lse;                  /* (heads, room) log of the sum of exponentials of every row of scores */
-    real     *gate, *up;            /* (n * experts_used, f) */
-    real     *probs;                /* (n, experts) */
-    uint32_t *choice;               /* (n, experts_used) experts */
-    uint32_t *slot_token, *starts;  /* (n * experts_used,) by expert: token * used + which; per sequence (experts + 1,) */
+    real     *in, *middle;   /* (n, d) the stream before attention and before the feed-forward layer */
+    real     *rstd1, *rstd2; /* (n,) of their norms */
+    real     *q, *k, *v, *o; /* (n, q), (n, kv), (n, kv), (n, q): rotated queries and keys, attention's output */
+    uint32_t  room;          /* tokens it is made for */
+    real     *lse;           /* (heads, room) log of the sum of exponentials of every row of scores */
+    real     *gate, *up;     /* (n * experts_used, f) */
+    real     *probs;         /* (n, experts) */
+    uint32_t *choice;        /* (n, experts_used) experts */
+    uint32_t *slot_token,
+        *starts; /* (n * experts_used,) by expert: token * used + which; per sequence (experts + 1,) */
 } train_kept;
 
 /* One distinct token of a slot: `count` positions from `start` on in sorted order. */
@@ -264,44 +266,44 @@ typedef struct train_group {
 
 /* What a lookup layer keeps; everything in the order of the sorted positions. */
 typedef struct train_looked {
-    real   *x, *q;                       /* (n, d) the stream; the query (x where there is no query norm) */
-    real   *q_rstd, *u_rstd, *u_mean;    /* (n,) */
-    real   *a, *da;                      /* (n, e) what was read, and its gradient */
-    real   *raw;                         /* (n, u) before the norm; the same as a without up */
-    real   *p, *dp;                      /* probabilities and gradients of scores: group after group (count, d_t) */
-    size_t *p_at;                        /* (groups,) where each begins */
+    real   *x, *q;                    /* (n, d) the stream; the query (x where there is no query norm) */
+    real   *q_rstd, *u_rstd, *u_mean; /* (n,) */
+    real   *a, *da;                   /* (n, e) what was read, and its gradient */
+    real   *raw;                      /* (n, u) before the norm; the same as a without up */
+    real   *p, *dp;                   /* probabilities and gradients of scores: group after group (count, d_t) */
+    size_t *p_at;                     /* (groups,) where each begins */
     size_t  p_room;
 } train_looked;
 
 typedef struct train_slot {
     train_space    space;
-    real          *g;      /* (n_dense,) gradient */
-    uint32_t       n, t;   /* tokens now, length of a sequence now */
-    const int32_t *tokens; /* (n,) */
+    real          *g;       /* (n_dense,) gradient */
+    uint32_t       n, t;    /* tokens now, length of a sequence now */
+    const int32_t *tokens;  /* (n,) */
     const int32_t *targets; /* (n,) -1: not predicted */
-    train_kept    *kept;   /* (blocks,) */
-    train_looked  *looked; /* (lookups,) */
-    real          *stream; /* (n, d) after the last block */
-    real          *dx;     /* (n, d) */
-    uint32_t      *order;  /* (n,) positions sorted by token */
-    train_group   *groups; /* (n_groups,) */
+    train_kept    *kept;    /* (blocks,) */
+    train_looked  *looked;  /* (lookups,) */
+    real          *stream;  /* (n, d) after the last block */
+    real          *dx;      /* (n, d) */
+    uint32_t      *order;   /* (n,) positions sorted by token */
+    train_group   *groups;  /* (n_groups,) */
     uint32_t       n_groups;
-    int32_t       *group_of;              /* (vocab,) group of a token, or -1 */
-    real          *xn, *h, *dh, *dq, *dk, *dv; /* (t, ...) scratch of a sequence */
-    real          *scores, *dscores;      /* (TRAIN_TILE, t) */
-    real          *wide, *wide2;          /* (n, u) scratch of a lookup layer */
-    real          *rows, *rows_rstd;      /* normalized keys of a token (max d_t, d) and (max d_t,) */
-    real          *drows;                 /* their gradient */
-    real          *small;                 /* (2 max(d, u),) */
-    real          *head, *dhead, *head_rstd; /* (chunk, d), (chunk, d), (chunk,) */
-    real          *dropped;               /* (t, d) */
+    int32_t       *group_of;                        /* (vocab,) group of a token, or -1 */
+    real          *xn, *h, *dh, *dq, *dk, *dv;      /* (t, ...) scratch of a sequence */
+    real          *scores, *dscores;                /* (TRAIN_TILE, t) */
+    real          *wide, *wide2;                    /* (n, u) scratch of a lookup layer */
+    real          *rows, *rows_rstd;                /* normalized keys of a token (max d_t, d) and (max d_t,) */
+    real          *drows;                           /* their gradient */
+    real          *small;                           /* (2 max(d, u),) */
+    real          *head, *dhead, *head_rstd;        /* (chunk, d), (chunk, d), (chunk,) */
+    real          *dropped;                         /* (t, d) */
     real          *xe, *dye, *dxe, *dgate, *dprobs; /* (t * experts_used, d) three times, and (..., 1), (t, experts) */
-    real          *dy, *du, *draw, *dxs;  /* (n, d), (n, u), (n, u), (n, d) gradients within a lookup layer */
-    real          *logits;                /* (chunk, vocab) */
+    real          *dy, *du, *draw, *dxs;            /* (n, d), (n, u), (n, u), (n, d) gradients within a lookup layer */
+    real          *logits;                          /* (chunk, vocab) */
     uint32_t       chunk;
     double         loss, balance; /* sums over the predicted tokens */
     uint64_t       predicted;
-    uint64_t       noise;     /* seed of this step's dropout; 0: none */
+    uint64_t       noise;       /* seed of this step's dropout; 0: none */
     bool           no_backbone; /* gradients of the backbone are not wanted */
 } train_slot;
 
@@ -315,7 +317,9 @@ static inline uint32_t train_most_rows(const train_model *m) {
     return most;
 }
 
-static inline real *train_reals(train_model *m, uint64_t a, uint64_t b) { return (real *)train_take(m, a * b, sizeof(real)); }
+static inline real *train_reals(train_model *m, uint64_t a, uint64_t b) {
+    return (real *)train_take(m, a * b, sizeof(real));
+}
 
 static inline void train_keep(train_model *m, train_kept *k, uint32_t n) {
     const train_shape *s    = &m->shape;
@@ -367,19 +371,19 @@ static inline void train_slot_new(train_model *m, train_slot *x, uint32_t n, uin
     for (uint32_t b = 0; b < s->blocks; b++) train_keep(m, &x->kept[b], n);
     x->looked = (train_looked *)train_take(m, s->lookups, sizeof *x->looked);
     for (uint32_t i = 0; i < s->lookups; i++) train_look(m, &x->looked[i], n);
-    x->stream  = train_reals(m, n, d);
-    x->dx      = train_reals(m, n, d);
-    x->xn      = train_reals(m, (uint64_t)t * used, d > q ? d : q);
-    x->h       = train_reals(m, (uint64_t)t * used, s->ffn);
-    x->dh      = train_reals(m, (uint64_t)t * used, s->ffn > d ? s->ffn : d);
-    x->dq      = train_reals(m, t, q > d ? q : d);
-    x->dk      = train_reals(m, t, kv);
-    x->dv      = train_reals(m, t, kv);
-    x->scores  = train_reals(m, TRAIN_TILE, t);
-    x->dscores = train_reals(m, TRAIN_TILE, t);
-    x->small   = train_reals(m, 2, wide);
-    x->chunk   = n < 128 ? n : 128;
-    x->logits  = train_reals(m, x->chunk, s->vocab);
+    x->stream    = train_reals(m, n, d);
+    x->dx        = train_reals(m, n, d);
+    x->xn        = train_reals(m, (uint64_t)t * used, d > q ? d : q);
+    x->h         = train_reals(m, (uint64_t)t * used, s->ffn);
+    x->dh        = train_reals(m, (uint64_t)t * used, s->ffn > d ? s->ffn : d);
+    x->dq        = train_reals(m, t, q > d ? q : d);
+    x->dk        = train_reals(m, t, kv);
+    x->dv        = train_reals(m, t, kv);
+    x->scores    = train_reals(m, TRAIN_TILE, t);
+    x->dscores   = train_reals(m, TRAIN_TILE, t);
+    x->small     = train_reals(m, 2, wide);
+    x->chunk     = n < 128 ? n : 128;
+    x->logits    = train_reals(m, x->chunk, s->vocab);
     x->head      = train_reals(m, x->chunk, d);
     x->dhead     = train_reals(m, x->chunk, d);
     x->head_rstd = train_reals(m, x->chunk, 1);
@@ -410,8 +414,8 @@ static inline void train_slot_new(train_model *m, train_slot *x, uint32_t n, uin
 }
 
 static inline void train_kept_free(train_kept *k) {
-    void *const blocks[] = {k->in,   k->middle, k->rstd1, k->rstd2, k->q,          k->k,     k->v,     k->o,
-                            k->lse,  k->gate,   k->up,    k->probs, k->choice,     k->slot_token, k->starts};
+    void *const blocks[] = {k->in,  k->middle, k->rstd1, k->rstd2, k->q,      k->k,          k->v,     k->o,
+                            k->lse, k->gate,   k->up,    k->probs, k->choice, k->slot_token, k->starts};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) cli_free_aligned(blocks[i]);
 }
 
@@ -425,11 +429,11 @@ static inline void train_looked_free(train_looked *k) {
 static inline void train_slot_free(const train_model *m, train_slot *x) {
     for (uint32_t b = 0; b < m->shape.blocks; b++) train_kept_free(&x->kept[b]);
     for (uint32_t i = 0; i < m->shape.lookups; i++) train_looked_free(&x->looked[i]);
-    void *const blocks[] = {x->space.a, x->space.b, x->g,     x->kept,   x->looked,  x->stream, x->dx,
-                            x->xn,      x->h,       x->dh,    x->dq,     x->dk,      x->dv,     x->scores,
-                            x->dscores, x->small,   x->logits, x->order, x->groups,  x->group_of, x->wide,
-                            x->wide2,   x->rows,    x->drows, x->rows_rstd, x->head, x->dhead,  x->head_rstd,
-                            x->dropped, x->xe,      x->dye,   x->dxe,    x->dgate,   x->dprobs, x->dy,
+    void *const blocks[] = {x->space.a, x->space.b, x->g,      x->kept,      x->looked, x->stream,   x->dx,
+                            x->xn,      x->h,       x->dh,     x->dq,        x->dk,     x->dv,       x->scores,
+                            x->dscores, x->small,   x->logits, x->order,     x->groups, x->group_of, x->wide,
+                            x->wide2,   x->rows,    x->drows,  x->rows_rstd, x->head,   x->dhead,    x->head_rstd,
+                            x->dropped, x->xe,      x->dye,    x->dxe,       x->dgate,  x->dprobs,   x->dy,
                             x->du,      x->draw,    x->dxs};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) cli_free_aligned(blocks[i]);
 }
@@ -564,7 +568,8 @@ static inline void train_attention_layer(const train_model *m, train_slot *s, ui
 }
 
 /* dx: the gradient after the layer becomes that before it. */
-static inline void train_attention_layer_backward(const train_model *m, train_slot *s, uint32_t b, size_t at, size_t t) {
+static inline void train_attention_layer_backward(const train_model *m, train_slot *s, uint32_t b, size_t at,
+                                                  size_t t) {
     const train_shape *x = &m->shape;
     const train_block *w = &m->block[b];
     const train_kept  *k = &s->kept[b];
@@ -655,7 +660,8 @@ static inline real train_expert_load(const train_shape *x, const uint32_t *start
     return x->balance * (real)x->experts * (real)(starts[e + 1] - starts[e]) / (real)(t * x->experts_used);
 }
 
-static inline void train_gather(size_t n, size_t d, const uint32_t *index, uint32_t divisor, const real *src, real *dst) {
+static inline void train_gather(size_t n, size_t d, const uint32_t *index, uint32_t divisor, const real *src,
+                                real *dst) {
     for (size_t i = 0; i < n; i++) memcpy(dst + i * d, src + (size_t)(index[i] / divisor) * d, d * sizeof *dst);
 }
 
@@ -713,7 +719,7 @@ static inline void train_experts_backward(const train_model *m, train_slot *s, u
     const train_kept  *k    = &s->kept[b];
     const uint32_t     used = x->experts_used;
     const size_t       d = x->dim, f = x->ffn;
-    const real        *probs = k->probs + at * x->experts;
+    const real        *probs  = k->probs + at * x->experts;
     uint32_t          *choice = k->choice + at * used, *pairs = k->slot_token + at * used;
     const uint32_t    *starts = k->starts + at * (x->experts + 1);
     real              *xe = s->xe, *dye = s->dye, *dxe = s->dxe, *dgate = s->dgate, *dprobs = s->dprobs;
@@ -730,7 +736,7 @@ static inline void train_experts_backward(const train_model *m, train_slot *s, u
         m->ops->swiglu(n * f, gate, up, s->h);
         for (size_t i = 0; i < n; i++) { /* the gate's own gradient, then its weight on everything behind it */
             const uint32_t token = pairs[first + i] / used, j = pairs[first + i] % used;
-            const real     g = train_gate(probs + token * x->experts, choice + token * used, used, j);
+            const real     g        = train_gate(probs + token * x->experts, choice + token * used, used, j);
             dgate[pairs[first + i]] = m->ops->dot(f, s->dh + i * f, s->h + i * f);
             for (size_t c = 0; c < f; c++) s->dh[i * f + c] *= g;
             for (size_t c = 0; c < d; c++) dye[i * d + c] *= g;
@@ -750,9 +756,9 @@ static inline void train_experts_backward(const train_model *m, train_slot *s, u
 
 /* next = middle + ffn(norm(middle)) */
 static inline void train_ffn_layer(const train_model *m, train_slot *s, uint32_t b, size_t at, size_t t, real *next) {
-    const train_shape *x = &m->shape;
-    const train_kept  *k = &s->kept[b];
-    const size_t       d = x->dim;
+    const train_shape *x   = &m->shape;
+    const train_kept  *k   = &s->kept[b];
+    const size_t       d   = x->dim;
     real              *out = next + at * d;
     m->ops->rms_norm(t, d, k->middle + at * d, m->w + m->block[b].ffn_norm, x->rms_epsilon, s->xn, k->rstd2 + at);
     if (x->experts) train_experts(m, s, b, at, t, out);
@@ -763,9 +769,9 @@ static inline void train_ffn_layer(const train_model *m, train_slot *s, uint32_t
 
 static inline void train_ffn_layer_backward(const train_model *m, train_slot *s, uint32_t b, size_t at, size_t t,
                                             real per_token) {
-    const train_shape *x = &m->shape;
-    const train_kept  *k = &s->kept[b];
-    const size_t       d = x->dim;
+    const train_shape *x  = &m->shape;
+    const train_kept  *k  = &s->kept[b];
+    const size_t       d  = x->dim;
     real              *dx = s->dx + at * d, *dxn = s->dq; /* (t, max(q, d)) */
     const real        *dy = dx;
     if (s->noise && x->dropout > 0) {
@@ -803,7 +809,7 @@ static inline void train_sort(const train_model *m, train_slot *s) {
         s->groups[g].count = 0;
     }
     for (uint32_t i = 0; i < s->n; i++) {
-        train_group *g                    = &s->groups[s->group_of[s->tokens[i]]];
+        train_group *g                  = &s->groups[s->group_of[s->tokens[i]]];
         s->order[g->start + g->count++] = i;
     }
 }
@@ -851,7 +857,8 @@ static inline void train_outer(const train_model *m, train_space *space, size_t 
 }
 
 /* The keys of a token as they are scored: the rows themselves, or normalized in s->rows. */
-static inline const real *train_keys(const train_model *m, train_slot *s, const real *rows, uint32_t n, size_t *stride) {
+static inline const real *train_keys(const train_model *m, train_slot *s, const real *rows, uint32_t n,
+                                     size_t *stride) {
     const train_shape *x = &m->shape;
     if (!x->key_norm) return rows;
     for (uint32_t r = 0; r < n; r++)
@@ -897,7 +904,8 @@ static inline void train_read(const train_model *m, train_slot *s, const train_l
 static inline void train_up_norm(const train_model *m, train_slot *s, const train_lookup *k, train_looked *y) {
     const train_shape *x = &m->shape;
     const real        *w = train_weight(m, k->up_norm), *b = train_weight(m, k->up_bias);
-    if (x->layer_norm) m->ops->layer_norm(s->n, x->up_length, y->raw, w, b, x->norm_epsilon, s->wide, y->u_mean, y->u_rstd);
+    if (x->layer_norm)
+        m->ops->layer_norm(s->n, x->up_length, y->raw, w, b, x->norm_epsilon, s->wide, y->u_mean, y->u_rstd);
     else m->ops->rms_norm(s->n, x->up_length, y->raw, w, x->norm_epsilon, s->wide, y->u_rstd);
 }
 
@@ -1023,8 +1031,8 @@ static inline void train_head(const train_model *m, train_slot *s, real per_toke
 
 /* Everything up to the stream after the last block. s->tokens (n,), sequences of t (the last may be shorter). */
 static inline void train_forward(const train_model *m, train_slot *s) {
-    const train_shape *x = &m->shape;
-    const size_t       d = x->dim;
+    const train_shape *x           = &m->shape;
+    const size_t       d           = x->dim;
     uint32_t           next_lookup = 0;
     train_sort(m, s);
     for (uint32_t i = 0; i < s->n; i++)
@@ -1043,8 +1051,8 @@ static inline void train_forward(const train_model *m, train_slot *s) {
 
 /* After train_forward and train_head: s->g of everything but table rows. */
 static inline void train_backward(const train_model *m, train_slot *s, real per_token) {
-    const train_shape *x = &m->shape;
-    const size_t       d = x->dim;
+    const train_shape *x      = &m->shape;
+    const size_t       d      = x->dim;
     uint32_t           lookup = x->lookups;
     for (uint32_t b = x->blocks; b-- > 0;) {
         if (lookup > 0 && x->lookup_blocks[lookup - 1] == b) train_lookup_layer_backward(m, s, --lookup);

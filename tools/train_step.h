@@ -25,14 +25,14 @@ typedef struct train_trainer {
     bool         freeze; /* only lookup layers learn */
     train_piece *pieces;
     size_t       n_pieces;
-    double      *sums; /* (n_pieces,) and then (slots * lookups,) of squared gradients */
+    double      *sums;    /* (n_pieces,) and then (slots * lookups,) of squared gradients */
     int32_t     *touched; /* (n_touched,) tokens of this step with rows, in order of appearance */
     uint32_t     n_touched;
     bool        *is_touched; /* (vocab,) */
     int32_t     *wave;       /* (n_wave,) tokens of this wave */
     uint32_t     n_wave;
-    bool        *in_wave;    /* (vocab,) */
-    uint64_t     step;       /* steps done */
+    bool        *in_wave; /* (vocab,) */
+    uint64_t     step;    /* steps done */
     /* Of the step under way. */
     const int32_t *inputs, *targets; /* (sequences, t) */
     uint32_t       sequences;
@@ -49,16 +49,17 @@ typedef struct train_result {
 } train_result;
 
 /* Decay is for matrices: norms, biases, the embedding and table rows do without. */
-static inline bool train_decays(const train_param *p) { return p->rows > 0 && strcmp(p->name, "token_embd.weight") != 0; }
+static inline bool train_decays(const train_param *p) {
+    return p->rows > 0 && strcmp(p->name, "token_embd.weight") != 0;
+}
 
 static inline void train_cut(train_trainer *r) {
     for (size_t i = 0; i < r->m->n_params; i++) {
         const train_param *p = &r->m->params[i];
         for (size_t at = 0; at < p->n; at += TRAIN_PIECE) {
-            r->pieces = (train_piece *)cli_grow(r->pieces, r->n_pieces, sizeof *r->pieces);
-            r->pieces[r->n_pieces++] =
-                (train_piece){p->at + at, p->n - at < TRAIN_PIECE ? p->n - at : TRAIN_PIECE, train_decays(p),
-                              r->freeze && !p->of_lookup};
+            r->pieces                = (train_piece *)cli_grow(r->pieces, r->n_pieces, sizeof *r->pieces);
+            r->pieces[r->n_pieces++] = (train_piece){p->at + at, p->n - at < TRAIN_PIECE ? p->n - at : TRAIN_PIECE,
+                                                     train_decays(p), r->freeze && !p->of_lookup};
         }
     }
 }
@@ -128,13 +129,14 @@ static inline uint32_t train_share(uint32_t n, uint32_t slots, uint32_t i) {
 }
 
 static void train_wave_piece(void *arg, uint32_t i) {
-    train_trainer *r = (train_trainer *)arg;
-    train_slot    *s = &r->slot[i];
-    const uint32_t first = train_share(r->sequences, r->slots, i), n = train_share(r->sequences, r->slots, i + 1) - first;
-    s->n       = n * r->t;
-    s->t       = r->t;
-    s->tokens  = r->inputs + (size_t)first * r->t;
-    s->targets = r->targets + (size_t)first * r->t;
+    train_trainer *r     = (train_trainer *)arg;
+    train_slot    *s     = &r->slot[i];
+    const uint32_t first = train_share(r->sequences, r->slots, i),
+                   n     = train_share(r->sequences, r->slots, i + 1) - first;
+    s->n                 = n * r->t;
+    s->t                 = r->t;
+    s->tokens            = r->inputs + (size_t)first * r->t;
+    s->targets           = r->targets + (size_t)first * r->t;
     train_forward(r->m, s);
     if (n == 0) return;
     train_head(r->m, s, r->per_token, r->backward);
@@ -157,8 +159,8 @@ static inline void train_note(train_trainer *r) {
             r->is_touched[token]       = true;
             r->touched[r->n_touched++] = token;
             for (uint32_t j = 0; j < m->shape.lookups; j++) {
-                train_lookup  *k = &m->lookup[j];
-                const uint32_t n = (uint32_t)(k->offsets[token + 1] - k->offsets[token]);
+                train_lookup  *k  = &m->lookup[j];
+                const uint32_t n  = (uint32_t)(k->offsets[token + 1] - k->offsets[token]);
                 k->grad_at[token] = (uint32_t)k->grad_rows;
                 memset(k->grad + k->grad_rows * width, 0, n * width * sizeof(real));
                 k->grad_rows += n;
@@ -173,7 +175,7 @@ static inline void train_row_gradient(const train_model *m, train_slot *own, con
     const train_lookup *k     = &m->lookup[layer];
     const train_looked *y     = &x->looked[layer];
     const size_t        width = train_row_width(s), d = s->dim, e = s->value_length;
-    const int32_t       g     = x->group_of[token];
+    const int32_t       g = x->group_of[token];
     const real         *rows;
     const uint32_t      n    = train_rows_of(k, token, &rows, width);
     real               *grad = k->grad + (size_t)k->grad_at[token] * width;
@@ -224,8 +226,8 @@ static void train_row_sum_piece(void *arg, uint32_t i) {
     train_trainer      *r     = (train_trainer *)arg;
     const train_lookup *k     = &r->m->lookup[i / r->slots];
     const size_t        width = train_row_width(&r->m->shape);
-    const size_t        first = k->grad_rows * (i % r->slots) / r->slots, end = k->grad_rows * (i % r->slots + 1) / r->slots;
-    double              sum   = 0;
+    const size_t first = k->grad_rows * (i % r->slots) / r->slots, end = k->grad_rows * (i % r->slots + 1) / r->slots;
+    double       sum = 0;
     for (size_t row = first; row < end; row++)
         sum += (double)r->m->ops->dot(width, k->grad + row * width, k->grad + row * width);
     r->sums[r->n_pieces + i] = sum;
