@@ -774,8 +774,8 @@ int main(int argc, char **argv) {
     x.csv_path        = beside(o.out, ".csv");
     x.svg_path        = beside(o.out, ".svg");
     x.last_valid      = NAN;
-    open_tokenizer(&x);
     settle(&x);
+    open_tokenizer(&x);
     const train_shape s = find_shape(&x, &offsets);
     open_data(&x, &s);
     build(&x, &s, offsets);
