@@ -592,6 +592,16 @@ static inline void cli_write(cli_output *o, const void *bytes, size_t n) {
     if (n && fwrite(bytes, 1, n, o->file) != n) cli_fail("%s: cannot be written (%s)", o->path, strerror(errno));
 }
 
+/* Formatted text of up to 1023 bytes. */
+CLI_PRINTF(2, 3) static inline void cli_print(cli_output *o, const char *format, ...) {
+    char    text[1024];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    cli_write(o, text, strlen(text));
+}
+
 static inline void cli_output_close(cli_output *o) {
     const bool ok = o->file == stdout ? fflush(stdout) == 0 : fclose(o->file) == 0;
     if (!ok || (!o->in_place && !cli_rename(cli_temporary, o->path)))

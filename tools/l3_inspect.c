@@ -3,9 +3,9 @@
 #define L3_IMPLEMENTATION
 #include "../l3_model.h"
 
-#include "cli.h"
+#include "allocation.h"
 
-enum { BINS = 33, PARTS = 64, MAX_LOOKUPS = 64, RUN = 1024 };
+enum { PARTS = 64, MAX_LOOKUPS = 64, RUN = 1024 };
 
 typedef struct settings {
     bool        json, verify;
@@ -24,7 +24,7 @@ typedef struct lookup {
     const l3_lookup *layer;
     uint32_t         block;
     uint64_t         row_bytes;
-    uint64_t         tokens[BINS]; /* that own 0, 1, 2, 3-4, 5-8, ... rows */
+    uint64_t         tokens[ROW_BINS]; /* that own 0, 1, 2, 3-4, 5-8, ... rows */
     int32_t         *offsets;
     int32_t          worst; /* the token with most rows */
 } lookup;
@@ -47,7 +47,7 @@ static const char *parse(settings *s, int argc, char **argv) {
     cli_option  options[] = {
          {"--json", CLI_FLAG, &s->json, "", "print one JSON object", 0, 0},
          {"--verify", CLI_FLAG, &s->verify, "", "check every bound and every checksum", 0, 0},
-         {"--text", CLI_TEXT, &s->text, "FILE", "expect tokens as often as they are in this text", 0, 0},
+         {"--text", CLI_TEXT, &s->text, "FILE", "expect tokens as often as they are in this text (.xz, .gz, too)", 0, 0},
          CLI_CONTEXT_OPTION(&s->setup),
          {0},
     };
@@ -90,13 +90,6 @@ static void add_tensor(report *r, const char *name, const l3_tensor *t) {
     else if (t->type != L3_I32) r->weight_bytes += bytes;
 }
 
-static uint32_t bin_of(uint32_t rows) {
-    uint32_t bin = 0;
-    if (rows == 0) return 0;
-    while ((1u << bin) < rows && bin < 31) bin++;
-    return bin + 1;
-}
-
 static uint32_t rows_of(const lookup *l, uint32_t token) {
     return (uint32_t)(l->offsets[token + 1] - l->offsets[token]);
 }
@@ -107,7 +100,7 @@ static void add_lookup(report *r, uint32_t i) {
     l->row_bytes = l3_row_bytes(l->layer->rows.type, l->layer->rows.cols);
     l->offsets   = cli_offsets(l->layer);
     for (uint32_t t = 0; t < l->layer->vocab; t++) {
-        l->tokens[bin_of(rows_of(l, t))]++;
+        l->tokens[row_bin(rows_of(l, t))]++;
         if (rows_of(l, t) > rows_of(l, (uint32_t)l->worst)) l->worst = (int32_t)t;
     }
     r->mean += (double)l->row_bytes * l->layer->row_count / l->layer->vocab;
@@ -120,13 +113,15 @@ static uint64_t row_bytes_of(const report *r, uint32_t token) {
 }
 
 static void add_text(report *r, const char *path) {
-    cli_corpus c;
-    double     sum = 0;
-    cli_read_corpus(&c, r->e.model, path);
-    for (size_t d = 0; d < c.n; d++)
-        for (size_t i = 0; i < c.lengths[d]; i++) sum += (double)row_bytes_of(r, (uint32_t)c.ids[d][i]);
-    r->text = sum / (double)c.tokens;
-    cli_free_corpus(&c);
+    token_reader t;
+    token_piece  p;
+    double       sum = 0;
+    tokens_open(&t, r->e.model, &path, 1, false);
+    while (tokens_next(&t, &p))
+        for (size_t i = 0; i < p.n; i++) sum += (double)row_bytes_of(r, (uint32_t)p.ids[i]);
+    if (t.tokens == 0) cli_fail("%s: there is no text in it", path);
+    r->text = sum / (double)t.tokens;
+    tokens_close(&t);
 }
 
 static void add_memory(report *r, const settings *s, const char *path) {
@@ -240,20 +235,10 @@ static void print_parts(const report *r) {
            cli_bytes((double)r->table_bytes), 100 * (double)r->table_bytes / (double)r->e.info->file_bytes);
 }
 
-static void print_bar(uint64_t n, uint64_t most) {
-    for (uint64_t i = 0; i < (50 * n + most - 1) / most; i++) putchar('#');
-    putchar('\n');
-}
-
-static void bin_range(uint32_t bin, uint64_t *from, uint64_t *to) {
-    *from = bin < 2 ? bin : ((uint64_t)1 << (bin - 2)) + 1;
-    *to   = bin == 0 ? 0 : (uint64_t)1 << (bin - 1);
-}
-
 static void print_histogram(const report *r, const lookup *l) {
-    uint64_t most = 1, from, to;
+    uint64_t most = 1;
     uint32_t last = 0;
-    for (uint32_t i = 0; i < BINS; i++) {
+    for (uint32_t i = 0; i < ROW_BINS; i++) {
         if (l->tokens[i] > most) most = l->tokens[i];
         if (l->tokens[i]) last = i;
     }
@@ -263,10 +248,9 @@ static void print_histogram(const report *r, const lookup *l) {
     printf(")\n");
     for (uint32_t i = 0; i <= last; i++) {
         char range[48];
-        bin_range(i, &from, &to);
-        snprintf(range, sizeof range, from == to ? "%" PRIu64 : "%" PRIu64 "-%" PRIu64, from, to);
+        row_bin_name(i, range);
         printf("  %13s rows %9" PRIu64 " tokens  ", range, l->tokens[i]);
-        print_bar(l->tokens[i], most);
+        row_bar(l->tokens[i], most);
     }
 }
 
@@ -345,21 +329,6 @@ static void json_info(const l3_info *x) {
     cli_json_real("unknown", x->unknown);
 }
 
-static void json_histogram(const lookup *l) {
-    const char *comma = "";
-    cli_json_key("rows_histogram");
-    putchar('[');
-    for (uint32_t i = 0; i < BINS; i++) {
-        uint64_t from, to;
-        bin_range(i, &from, &to);
-        if (l->tokens[i])
-            printf("%s{\"from\": %" PRIu64 ", \"to\": %" PRIu64 ", \"tokens\": %" PRIu64 "}", comma, from, to,
-                   l->tokens[i]),
-                comma = ", ";
-    }
-    putchar(']');
-}
-
 static void json_lookup(const lookup *l) {
     const l3_lookup *x = l->layer;
     printf("{\"block\": %" PRIu32, l->block);
@@ -378,7 +347,7 @@ static void json_lookup(const lookup *l) {
     cli_json_float("score_scale", x->score_scale);
     cli_json_u64("row_bytes", l->row_bytes);
     cli_json_bool("checksums", has_row_checksums(l));
-    json_histogram(l);
+    row_bins_json(l->tokens);
     putchar('}');
 }
 
