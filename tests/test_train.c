@@ -7,7 +7,7 @@
 #include "../tools/train_step.h"
 #include "test.h"
 
-enum { VOCAB = 11, CONTEXT = 7, SEQUENCES = 5, MOST = 20 };
+enum { VOCAB = 11, CONTEXT = 7, SEQUENCES = 5, MOST = 8 };
 
 typedef struct rig {
     train_model   m;

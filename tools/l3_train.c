@@ -5,6 +5,7 @@
 #define L3_IMPLEMENTATION
 #include "../l3_model.h"
 
+#include "allocation.h"
 #include "train_files.h"
 #include "train_log.h"
 
@@ -409,6 +410,7 @@ static int32_t *read_allocation(const run *x, train_shape *s) {
     if (!k) cli_fail("%s: there is no allocation in it", x->o->alloc);
     if (k->vocab != s->vocab)
         cli_fail("%s: the allocation is for a vocabulary of %u, the tokenizer has %u", x->o->alloc, k->vocab, s->vocab);
+    allocation_check_tokenizer(&e, x->tokenizer.model);
     s->row_count     = k->row_count;
     s->max_rows      = k->max_rows;
     int32_t *offsets = cli_offsets(k);
