@@ -22,7 +22,7 @@ csv=docs/experiments.csv
 
 # A scale: vocabulary, rows of a table, width, blocks, context, sequences of a step, steps, validation tokens.
 case $scale in
-tiny) vocab=2048 rows=8192 dim=96 blocks=4 context=128 batch=64 steps=300 tokens=200000 ;;
+tiny) vocab=2048 rows=8192 dim=96 blocks=4 context=128 batch=64 steps=200 tokens=200000 ;;
 small) vocab=4096 rows=16384 dim=128 blocks=6 context=256 batch=32 steps=1000 tokens=500000 ;;
 full) vocab=8192 rows=65536 dim=256 blocks=6 context=256 batch=64 steps=900 tokens=500000 ;;
 *) echo "experiments.sh: SCALE=$scale: tiny, small or full is expected" >&2; exit 2 ;;
