@@ -6,7 +6,7 @@
  *     json_free(v);
  *
  * Strings are UTF-8 with a zero byte behind; `length` counts their bytes, which may include zero bytes. Bytes above 127 pass
- * as they are. Nesting is limited to 64. */
+ * as they are. Arrays and objects are nested up to 64 deep. */
 #ifndef JSON_H
 #define JSON_H
 
@@ -209,10 +209,11 @@ static inline bool json_item(json_reader *r, const json *v, json **out, int dept
     return ok;
 }
 
-/* At the opening bracket. */
+/* At the opening bracket of the depth-th array or object in one another. */
 static inline bool json_items(json_reader *r, json *v, json_type type, char close, int depth) {
     json **tail = &v->first;
     v->type     = type;
+    if (depth > JSON_DEPTH) return json_fail(r, "nested too deeply");
     r->at++;
     json_space(r);
     if (json_peek(r) == close) return r->at++, true;
@@ -230,7 +231,6 @@ static inline bool json_items(json_reader *r, json *v, json_type type, char clos
 static inline bool json_value(json_reader *r, json **out, int depth) {
     json *v = *out = (json *)calloc(1, sizeof *v);
     if (!v) return json_fail(r, "no memory is left");
-    if (depth > JSON_DEPTH) return json_fail(r, "nested too deeply");
     json_space(r);
     switch (json_peek(r)) {
     case '"': v->type = JSON_STRING; return json_text(r, &v->string, &v->length);

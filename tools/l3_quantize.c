@@ -69,6 +69,7 @@ static void parse(settings *s, int argc, char **argv) {
         if (s->types[i] < 0) s->types[i] = s->types[WEIGHTS];
     if (strcmp(s->out, "-") == 0 && (s->text || s->json))
         cli_usage("--text and --json need an output other than standard output");
+    if (s->text && cli_is_device(s->out)) cli_fail("%s: --text needs an output that can be read again", s->out);
 }
 
 /* ---- keys ---- */
@@ -262,7 +263,6 @@ static void quantize(job *j) {
     check_classes(j);
     cli_check(l3_model_verify(j->e.model, &err), j->s->in, &err); /* no new checksums over damage */
     gguf_begin(&j->w, j->s->out);
-    if (j->s->text && j->w.out.in_place) cli_fail("%s: --text needs an output that can be read again", j->s->out);
     gguf_copy_keys(&j->w, j->s->in, &j->e.file.source, is_copied, j);
     each_tensor(j, announce);
     qsort(j->lines, j->n_lines, sizeof *j->lines, by_class);
