@@ -64,7 +64,7 @@ TEST(json_errors) {
                  {"[]]", 2},
                  {"'a'", 0}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        json_reader r;
+        json_parser r;
         json       *v = json_read(&r, cases[i].text, strlen(cases[i].text));
         CHECK(v == NULL && r.wrong != NULL);
         if (!CHECK_EQ(r.at - cases[i].text, cases[i].at)) fprintf(stderr, "  %s\n", cases[i].text);
@@ -74,7 +74,7 @@ TEST(json_errors) {
 
 TEST(json_depth) {
     char        text[300];
-    json_reader r;
+    json_parser r;
     for (int depth = 60; depth < 70; depth++) {
         memset(text, '[', (size_t)depth);
         memset(text + depth, ']', (size_t)depth);

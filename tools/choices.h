@@ -60,7 +60,7 @@ CLI_NORETURN static inline void choices_bad(const choices *c, const char *what) 
 
 /* The object of a line, with everything in it that is needed. */
 static inline json *choices_parse(const choices *c, const char *line, size_t n) {
-    json_reader r;
+    json_parser r;
     json       *v = json_read(&r, line, n);
     if (!v)
         cli_fail("%s: line %" PRIu64 ", byte %zu: this is no JSON: %s", c->path, c->line, (size_t)(r.at - line) + 1,

@@ -1,6 +1,6 @@
 /* json.h - a small strict JSON reader (RFC 8259): the text becomes a tree.
  *
- *     json_reader r;
+ *     json_parser r;
  *     json       *v = json_read(&r, text, n);        // NULL: r.wrong says what is wrong, r.at where
  *     puts(json_string(v, "name"));
  *     json_free(v);
@@ -26,10 +26,10 @@ typedef struct json {
     struct json *first, *next; /* items; the item behind this one */
 } json;
 
-typedef struct json_reader {
+typedef struct json_parser {
     const char *at, *end;
     const char *wrong; /* what is wrong at `at`; NULL: nothing */
-} json_reader;
+} json_parser;
 
 enum { JSON_DEPTH = 64 };
 
@@ -68,15 +68,15 @@ static inline const char *json_string(const json *v, const char *key) {
     return item && item->type == JSON_STRING ? item->string : "";
 }
 
-static inline bool json_fail(json_reader *r, const char *wrong) {
+static inline bool json_fail(json_parser *r, const char *wrong) {
     if (!r->wrong) r->wrong = wrong;
     return false;
 }
 
 /* The byte at `at`, or 0 at the end. */
-static inline char json_peek(const json_reader *r) { return r->at < r->end ? *r->at : '\0'; }
+static inline char json_peek(const json_parser *r) { return r->at < r->end ? *r->at : '\0'; }
 
-static inline void json_space(json_reader *r) {
+static inline void json_space(json_parser *r) {
     while (r->at < r->end && (*r->at == ' ' || *r->at == '\t' || *r->at == '\n' || *r->at == '\r')) r->at++;
 }
 
@@ -89,7 +89,7 @@ static inline size_t json_utf8(unsigned long c, char *out) {
 }
 
 /* "\u" and four hexadecimal digits. */
-static inline bool json_hex(json_reader *r, unsigned long *c) {
+static inline bool json_hex(json_parser *r, unsigned long *c) {
     if (r->end - r->at < 6 || r->at[0] != '\\' || r->at[1] != 'u')
         return json_fail(r, "\\u and four digits belong here");
     *c = 0;
@@ -104,7 +104,7 @@ static inline bool json_hex(json_reader *r, unsigned long *c) {
 }
 
 /* At "\u"; a surrogate pair gives one character. */
-static inline bool json_unicode(json_reader *r, char *out, size_t *n) {
+static inline bool json_unicode(json_parser *r, char *out, size_t *n) {
     const char   *start = r->at;
     unsigned long c, low = 0;
     if (!json_hex(r, &c)) return false;
@@ -122,7 +122,7 @@ static inline bool json_unicode(json_reader *r, char *out, size_t *n) {
 }
 
 /* At a backslash. */
-static inline bool json_escape(json_reader *r, char *out, size_t *n) {
+static inline bool json_escape(json_parser *r, char *out, size_t *n) {
     static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
     const char        c   = r->end - r->at > 1 ? r->at[1] : '\0';
     const char       *hit = c ? strchr(from, c) : NULL;
@@ -134,7 +134,7 @@ static inline bool json_escape(json_reader *r, char *out, size_t *n) {
 }
 
 /* At the opening quote. What an escape means is never longer than the escape. */
-static inline bool json_text(json_reader *r, char **out, size_t *length) {
+static inline bool json_text(json_parser *r, char **out, size_t *length) {
     const char *close = r->at + 1;
     size_t      n     = 0;
     if (json_peek(r) != '"') return json_fail(r, "a string belongs here");
@@ -157,13 +157,13 @@ static inline bool json_text(json_reader *r, char **out, size_t *length) {
     return true;
 }
 
-static inline bool json_digits(json_reader *r) {
+static inline bool json_digits(json_parser *r) {
     const char *start = r->at;
     while (json_peek(r) >= '0' && json_peek(r) <= '9') r->at++;
     return r->at > start || json_fail(r, "a digit belongs here");
 }
 
-static inline bool json_read_number(json_reader *r, json *v) {
+static inline bool json_read_number(json_parser *r, json *v) {
     const char *start = r->at;
     if (json_peek(r) == '-') r->at++;
     if (json_peek(r) == '0') r->at++;
@@ -182,7 +182,7 @@ static inline bool json_read_number(json_reader *r, json *v) {
     return isfinite(v->number) || json_fail(r, "a number that is too large");
 }
 
-static inline bool json_word(json_reader *r, json *v, const char *word, json_type type) {
+static inline bool json_word(json_parser *r, json *v, const char *word, json_type type) {
     const size_t n = strlen(word);
     if ((size_t)(r->end - r->at) < n || memcmp(r->at, word, n) != 0) return json_fail(r, "a value belongs here");
     r->at += n;
@@ -190,9 +190,9 @@ static inline bool json_word(json_reader *r, json *v, const char *word, json_typ
     return true;
 }
 
-static inline bool json_value(json_reader *r, json **out, int depth);
+static inline bool json_value(json_parser *r, json **out, int depth);
 
-static inline bool json_item(json_reader *r, const json *v, json **out, int depth) {
+static inline bool json_item(json_parser *r, const json *v, json **out, int depth) {
     char  *key = NULL;
     size_t n;
     bool   ok = true;
@@ -210,7 +210,7 @@ static inline bool json_item(json_reader *r, const json *v, json **out, int dept
 }
 
 /* At the opening bracket of the depth-th array or object in one another. */
-static inline bool json_items(json_reader *r, json *v, json_type type, char close, int depth) {
+static inline bool json_items(json_parser *r, json *v, json_type type, char close, int depth) {
     json **tail = &v->first;
     v->type     = type;
     if (depth > JSON_DEPTH) return json_fail(r, "nested too deeply");
@@ -228,7 +228,7 @@ static inline bool json_items(json_reader *r, json *v, json_type type, char clos
     }
 }
 
-static inline bool json_value(json_reader *r, json **out, int depth) {
+static inline bool json_value(json_parser *r, json **out, int depth) {
     json *v = *out = (json *)calloc(1, sizeof *v);
     if (!v) return json_fail(r, "no memory is left");
     json_space(r);
@@ -247,9 +247,9 @@ static inline bool json_value(json_reader *r, json **out, int depth) {
 }
 
 /* n bytes of text; the byte behind them is readable and no digit. NULL: it is no JSON, or there is more behind the value. */
-static inline json *json_read(json_reader *r, const char *text, size_t n) {
+static inline json *json_read(json_parser *r, const char *text, size_t n) {
     json *v = NULL;
-    *r      = (json_reader){text, text + n, NULL};
+    *r      = (json_parser){text, text + n, NULL};
     if (json_value(r, &v, 0)) {
         json_space(r);
         if (r->at == r->end) return v;
@@ -261,7 +261,7 @@ static inline json *json_read(json_reader *r, const char *text, size_t n) {
 
 /* Text that ends with a zero byte. */
 static inline json *json_parse(const char *text) {
-    json_reader r;
+    json_parser r;
     return json_read(&r, text, strlen(text));
 }
 
