@@ -11,7 +11,7 @@ L3FLAGS = -std=gnu99 -ffp-contract=off -D_POSIX_C_SOURCE=200809L -D_FILE_OFFSET_
 COMPILE = $(CC) $(CFLAGS) $(L3FLAGS) $(CPPFLAGS) -MMD -MP
 LIBS    = -lm
 
-MODEL    = examples/models/stories-l3.gguf
+MODEL    = examples/models/books-l3.gguf
 EXAMPLES = $(patsubst examples/%.c,$(B)/%,$(wildcard examples/*.c))
 TOOLS    = $(patsubst tools/l3_%.c,$(B)/l3-%,$(wildcard tools/l3_*.c))
 TESTS    = $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/test_*.c))
@@ -23,7 +23,7 @@ SCRIPTS  = $(wildcard tests/test_*.sh)
 ## the examples (build/generate, ...) and the tools (build/l3-eval, build/l3-inspect, build/l3-bench)
 all: $(EXAMPLES) $(TOOLS)
 
-## build, and write a story with the model that is in the repository
+## build, and write a story with a model of this repository
 run: $(B)/generate
 	$(B)/generate $(MODEL) -p "Once upon a time" --stats
 

@@ -5,7 +5,7 @@
  * the lookup tables, most of the file, only the rows of the current token are ever read, and they are on their way while
  * the blocks before the layer run. Nothing is allocated, and no operating system is used but to stand in for the chip.
  *
- *     build/flash_stream [examples/models/stories-l3.gguf] */
+ *     build/flash_stream [examples/models/stories-l3-small.gguf] */
 #define L3_NO_STDIO /* the library sees the callbacks and nothing else */
 #define L3_IMPLEMENTATION
 #include "../l3_model.h"
@@ -156,7 +156,7 @@ static void print_figures(const device *d, const flash *f) {
 }
 
 int main(int argc, char **argv) {
-    const char *path = argc > 1 ? argv[1] : "examples/models/stories-l3.gguf";
+    const char *path = argc > 1 ? argv[1] : "examples/models/stories-l3-small.gguf";
     flash       f;
     device      d;
     l3_error    err;

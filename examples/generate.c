@@ -5,7 +5,7 @@
  * of every token without ever splitting a character. Options, memory blocks, the file and the session come from
  * tools/cli.h (cli_open_model and cli_start_session are worth a look); examples/flash_stream.c shows them by hand.
  *
- *     build/generate examples/models/stories-l3.gguf -p "Once upon a time" --stats */
+ *     build/generate examples/models/books-l3.gguf -p "Once upon a time" --stats */
 #define L3_IMPLEMENTATION
 #include "../l3_model.h"
 

@@ -4,7 +4,7 @@
  * long prompt, to survive a power cut, or to try several continuations of one text. Here it goes to memory with
  * l3_write_buffer; any function that takes bytes will do. A snapshot of another model is refused.
  *
- *     build/snapshot [examples/models/stories-l3.gguf] */
+ *     build/snapshot [examples/models/books-l3.gguf] */
 #define L3_IMPLEMENTATION
 #include "../l3_model.h"
 
@@ -76,7 +76,7 @@ int main(int argc, char **argv) {
     size_t            size, n;
     l3_sampling       sampling = l3_sampling_defaults();
 
-    check(l3_source_open_file(&file, argc > 1 ? argv[1] : "examples/models/stories-l3.gguf", L3_FILE_MAP, &err));
+    check(l3_source_open_file(&file, argc > 1 ? argv[1] : "examples/models/books-l3.gguf", L3_FILE_MAP, &err));
     check(l3_model_size(&file.source, NULL, &size, &err));
     check(l3_model_open(&model, &file.source, NULL, block(size), size, &err));
     size = l3_tokenizer_size(model, sizeof prompt);

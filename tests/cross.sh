@@ -8,7 +8,7 @@ trap 'wineserver -k 2>/dev/null; rm -rf "$work"' EXIT
 passed=0 failed=0 skipped=0
 # gnu99, as -std=c99 makes gcc compute floats in double on s390x (FLT_EVAL_METHOD 1).
 flags="-std=gnu99 -O2 -ffp-contract=off -D_FILE_OFFSET_BITS=64"
-model=examples/models/stories-l3.gguf
+model=examples/models/books-l3.gguf
 
 ${CC:-cc} $flags tests/portable.c -o "$work/host" && "$work/host" $model >"$work/expect" || exit 1
 cat "$work/expect" >&2

@@ -1,6 +1,6 @@
 /* The headers without a C library: this file supplies the seven functions they use and runs a model from memory, so that
  * linking it with -nostdlib proves that nothing else is needed. Started by the system at _start; exits with 0 if the model
- * (an object made from examples/models/stories-l3.gguf) gives finite logits that differ between two tokens. */
+ * (an object made from examples/models/books-l3.gguf) gives finite logits that differ between two tokens. */
 #define L3_NO_STDIO
 #define L3_NO_ALLOCATOR
 #define L3_STATIC

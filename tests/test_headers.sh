@@ -106,7 +106,7 @@ check "two static copies link" ${CC:-cc} -std=c99 "$work/one.c" "$work/two.c" "$
 check "two static copies run" "$work/both"
 
 # No C library.
-model=examples/models/stories-l3.gguf
+model=examples/models/books-l3.gguf
 freestanding() { # compiler, runner ...
     cc=$1
     shift

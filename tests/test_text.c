@@ -320,7 +320,7 @@ TEST(tokens_of_models) {
     static const char *const names[] = {"stories-l3.gguf", "stories260K/stories260K.gguf"};
     test_rng                 r       = {4};
     file                     f       = {NULL, 0};
-    f.bytes                          = test_read("examples/models/stories-l3.gguf", &f.n);
+    f.bytes                          = test_read("examples/models/books-l3.gguf", &f.n);
     REQUIRE(f.bytes != NULL);
     check_model(f, &r);
     free(f.bytes);

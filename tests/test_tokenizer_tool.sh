@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.." || exit 1
 build=${BUILD:-build}
 fixtures=${L3_FIXTURES:-../shared/fixtures}
 data=${L3_DATA:-../shared/data}
-model=examples/models/stories-l3.gguf
+model=examples/models/books-l3.gguf
 work=$(mktemp -d) || exit 1
 trap 'rm -rf "$work"' EXIT
 . tests/shell.sh

@@ -6,7 +6,7 @@ set -u
 cd "$(dirname "$0")/.." || exit 1
 build=${BUILD:-build}
 fixtures=${L3_FIXTURES:-../shared/fixtures}
-model=examples/models/stories-l3.gguf
+model=examples/models/books-l3.gguf
 work=$(mktemp -d) || exit 1
 trap 'rm -rf "$work"' EXIT
 . tests/shell.sh

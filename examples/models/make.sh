@@ -66,7 +66,7 @@ small() {
         --set heads=2 --set ffn=96 --set context=256 --set lookup=0,1 --set up_length=32 --set batch=32 --set lr=6e-3 \
         --set rows_lr=2 --set eval_every=400 --set sample=60 --name "Stories, small L3" \
         --description "Trained on children's stories from TinyStories (Eldan, Li 2023; CDLA-Sharing-1.0)"
-    keep stories-l3-small --weights q8_0 --rows q4_0
+    keep stories-l3-small --weights q8_0 --rows q4_0 --embedding q4_0
 }
 
 for what in "${@:-books}"; do
