@@ -319,8 +319,15 @@ TEST(fixture) {
 
 /* ---- other outputs ---- */
 
-/* The stair goes right and down, inside of the axes. */
-static void check_curve(const char *svg) {
+static int falling(const void *a, const void *b) {
+    const uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+    return x < y ? 1 : -(x > y);
+}
+
+/* The stair goes right and down, inside of the axes; every step where the next smaller number of rows begins. */
+static void check_curve(const char *svg, uint32_t *counts) {
+    uint32_t rank = 0;
+    qsort(counts, VOCAB, sizeof *counts, falling);
     const char *p = strstr(svg, "stroke-width=\"2\" d=\"M");
     REQUIRE(p != NULL);
     p += strlen("stroke-width=\"2\" d=\"M");
@@ -331,6 +338,8 @@ static void check_curve(const char *svg) {
         const char   axis = *end;
         const double v    = strtod(end + 1, &end);
         REQUIRE(axis == 'H' || axis == 'V');
+        while (axis == 'H' && rank + 1 < VOCAB && counts[rank + 1] == counts[rank]) rank++;
+        if (axis == 'H' && ++rank < VOCAB) CHECK_NEAR(v, 70 + log10(rank + 1) / log10(VOCAB) * 550, 0.06);
         if (axis == 'H') CHECK(v >= x && v <= 620), x = v;
         else CHECK(v >= y && v <= 340), y = v;
     }
@@ -340,16 +349,19 @@ static void check_curve(const char *svg) {
 TEST(picture) {
     setting *x = open_setting(4);
     char     svg[600];
+    uint32_t counts[VOCAB] = {0};
     write_text(x, 0);
     test_temp("rows.svg", svg, sizeof svg);
-    const tool_result r = tool_run("l3-alloc", "--tokenizer '%s' --rows 2000 --max 50 -o '%s' --svg '%s' '%s'",
-                                   model_path, out_path, svg, text_path);
+    const tool_result r =
+        tool_run("l3-alloc", "--tokenizer '%s' --rows 2000 --max 50 -o '%s' --svg '%s' --counts '%s' '%s'", model_path,
+                 out_path, svg, counts_path, text_path);
     CHECK_EQ(r.code, 0);
     char *picture = (char *)test_read(svg, NULL);
     REQUIRE(picture != NULL);
     CHECK(strncmp(picture, "<svg xmlns=", 11) == 0 && strstr(picture, "</svg>\n"));
     CHECK(strstr(picture, ">rank of the token</text>") && strstr(picture, ">rows</text>"));
-    check_curve(picture);
+    read_counts(counts_path, VOCAB, counts);
+    check_curve(picture, counts);
     free(picture);
     close_setting(x);
 }

@@ -121,26 +121,30 @@ static double nll_of(const double *logits, uint32_t n, int32_t id) {
     return max + log(sum) - logits[id];
 }
 
-/* The costs of ids[from ... n) after BOS and what is before them. */
-static double cost(const setting *x, const int32_t *ids, size_t from, size_t n) {
+/* The cost of ids[from ... n) after BOS and what is before them; that of each to each[from ... n), unless it is NULL. */
+static double cost(const setting *x, const int32_t *ids, size_t from, size_t n, double *each) {
     int32_t *all    = (int32_t *)malloc((n + 1) * sizeof *all);
     double  *logits = (double *)malloc((n + 1) * x->vocab * sizeof *logits), sum = 0;
     all[0] = ref_bos(x->ref);
     memcpy(all + 1, ids, n * sizeof *all);
     ref_logits(x->ref, all, n, logits); /* the last token is predicted only */
-    for (size_t i = from; i < n; i++) sum += nll_of(logits + i * x->vocab, x->vocab, ids[i]);
+    for (size_t i = from; i < n; i++) {
+        const double nll = nll_of(logits + i * x->vocab, x->vocab, ids[i]);
+        if (each) each[i] = nll;
+        sum += nll;
+    }
     free(all), free(logits);
     return sum;
 }
 
 /* A document's cost in windows as the sliding-window evaluation of other programs has them: each begins `stride` tokens
  * after the one before it and counts the tokens that were not counted yet. */
-static double windows(const setting *x, const int32_t *ids, size_t n, size_t window, size_t stride) {
+static double windows(const setting *x, const int32_t *ids, size_t n, size_t window, size_t stride, double *each) {
     double sum     = 0;
     size_t counted = 0;
     for (size_t begin = 0; counted < n; begin += stride) {
         const size_t end = begin + window - 1 < n ? begin + window - 1 : n;
-        sum += cost(x, ids + begin, counted - begin, end - begin);
+        sum += cost(x, ids + begin, counted - begin, end - begin, each ? each + begin : NULL);
         counted = end;
     }
     return sum;
@@ -166,7 +170,7 @@ static double reference_cost(const setting *x, size_t window, size_t stride, siz
     for (int i = 0; i < DOCUMENTS; i++) {
         int32_t      ids[1000];
         const size_t length = strlen(documents[i]), n = ref_encode(x->ref, documents[i], length, ids);
-        sum += windows(x, ids, n, window, stride);
+        sum += windows(x, ids, n, window, stride, NULL);
         *tokens += n;
         *bytes += length;
     }
@@ -293,7 +297,7 @@ static verdict judge(const setting *x, const struct question *q) {
     const size_t cut = longest > x->context ? longest - x->context : 0;
     v.cut            = cut > 0;
     for (int k = 0; k < q->n; k++) {
-        v.log_likelihood[k] = -cost(x, ids[k] + cut, given - cut, n[k] - cut);
+        v.log_likelihood[k] = -cost(x, ids[k] + cut, given - cut, n[k] - cut, NULL);
         const double a = (double)strlen(q->choices[k]), b = (double)strlen(q->choices[v.best_per_byte]);
         if (v.log_likelihood[k] > v.log_likelihood[v.best]) v.best = k;
         if (v.log_likelihood[k] / a > v.log_likelihood[v.best_per_byte] / b) v.best_per_byte = k;
@@ -427,6 +431,45 @@ TEST(two_models) {
     close_setting(&b);
 }
 
+enum { LONG = 3500, SPAN = 1024, SPANS = (LONG + SPAN - 1) / SPAN };
+
+/* A long document's cost, each token's in the span that holds its last byte. */
+static void cost_of_spans(const setting *x, const char *text, double spans[SPANS]) {
+    int32_t     *ids  = (int32_t *)malloc(3 * LONG * sizeof *ids);
+    double      *each = (double *)malloc(3 * LONG * sizeof *each);
+    const size_t n    = ref_encode(x->ref, text, LONG, ids);
+    CHECK_EQ(ref_decode(x->ref, ids, n, NULL, 0), LONG);
+    windows(x, ids, n, x->context, x->context - 1, each);
+    for (size_t i = 0; i < n; i++) {
+        const size_t end = ref_decode(x->ref, ids, i + 1, NULL, 0);
+        spans[end ? (end - 1) / SPAN : 0] += each[i];
+    }
+    free(ids), free(each);
+}
+
+TEST(span_boundaries) {
+    setting  a = open_setting(1, "a.gguf"), b = open_setting(2, "b.gguf");
+    double   nll[2][SPANS] = {{0}, {0}}, bits[SPANS], bytes[SPANS];
+    char     text[LONG + 1];
+    test_rng r = {3};
+    for (size_t i = 0; i < LONG; i++) text[i] = " etaoinshrdlu,."[test_below(&r, 15)];
+    REQUIRE(test_write(a.text, text, LONG));
+    cost_of_spans(&a, text, nll[0]);
+    cost_of_spans(&b, text, nll[1]);
+    for (size_t i = 0; i < SPANS; i++) {
+        bits[i]  = (nll[1][i] - nll[0][i]) / log(2);
+        bytes[i] = i + 1 < SPANS ? SPAN : LONG - (SPANS - 1) * SPAN;
+    }
+    const tool_result out = tool_run("l3-eval", "--compare '%s' '%s' --text '%s' --json", a.model, b.model, a.text);
+    json             *v   = tool_json(&out);
+    REQUIRE(v != NULL);
+    CHECK_EQ(json_number(v, "spans"), SPANS);
+    check_estimate(v, "difference_bits_per_byte", bits, bytes, SPANS);
+    json_free(v);
+    close_setting(&a);
+    close_setting(&b);
+}
+
 /* A long document is several spans, and the tokens of all of them are there. With itself a model does not differ. */
 TEST(spans) {
     char  text[600], quantized[600];
@@ -504,6 +547,7 @@ int main(void) {
     RUN(choices);
     RUN(bad_questions);
     RUN(two_models);
+    RUN(span_boundaries);
     RUN(spans);
     RUN(two_models_choosing);
     RUN(usage);
