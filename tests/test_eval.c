@@ -8,7 +8,7 @@
 #include "ref.h"
 #include "tool.h"
 
-static const char *const shipped = "examples/models/books-l3.gguf";
+static const char *const shipped = "examples/models/stories-l3-small.gguf";
 
 /* ---- JSON ---- */
 

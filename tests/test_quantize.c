@@ -457,7 +457,7 @@ TEST(report) {
 
 /* Perplexities are l3-eval's of the two files. */
 TEST(perplexity) {
-    const char *model = "examples/models/books-l3.gguf";
+    const char *model = "examples/models/stories-l3-small.gguf";
     char        text[600];
     const char *words = "Once upon a time there was a little dog. It ran to the park and was happy.\n";
     test_temp("out.gguf", out_path, sizeof out_path);
