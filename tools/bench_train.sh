@@ -13,12 +13,13 @@
 # THREADS    "1 2"
 # STEPS      steps that a run times (1), of BATCH sequences (48)
 # ONLY       parts of: peer active table (all)
-# MICRO      sequences that PyTorch takes at once (8: faster than all 48)
+# MICRO      sequences that PyTorch takes at once (8 in dense models, 16 in L3 models: faster than all 48)
 # PYTHON     an interpreter with PyTorch and numpy (python3)
 # BUILD      where the tools are (build); WORK: a directory for files, kept (a temporary one, removed)
 #
 # The model is --preset small. PyTorch runs with glibc's malloc keeping what it has (the MALLOC_ variables below): without them
-# every large tensor is mapped and zeroed anew, which costs it a tenth. OPENBLAS_CORETYPE is taken as it is found.
+# every large tensor is mapped and zeroed anew, which costs it a tenth. OPENBLAS_CORETYPE is taken as it is found. Tables have a
+# dense gradient and AdamW: SparseAdam was slower, as were the two other ways to read rows that peer_train.py knows.
 set -eu
 cd "$(dirname "$0")/.."
 build=${BUILD:-build} python=${PYTHON:-python3} runs=${RUNS:-5} threads=${THREADS:-1 2} only=${ONLY:-peer active table}
@@ -83,8 +84,8 @@ l3() { # name, model, threads, options ...
     shift 3
     # shellcheck disable=SC2046 # options are split on purpose
     "$build/l3-train" --tokenizer "$tokenizer" --data "$work/part.tokens" --preset small $(options_of "$model") \
-        --set batch="$batch" --set log_every=1 --set sample=0 --set eval_tokens=2 --steps "$steps" -j "$j" "$@" -o "$work/run.gguf" \
-        >"$work/run.log" 2>"$work/log" || fail "l3-train: $(cat "$work/log")"
+        --set batch="$batch" --set log_every=1 --set sample=0 --set eval_tokens=2 --steps "$steps" -j "$j" "$@" \
+        -o "$work/run.gguf" >"$work/run.log" 2>"$work/log" || fail "l3-train: $(cat "$work/log")"
     awk -F, 'NR > 1 && $7 { n++; time += 1 / $7 } END { printf "%.1f ", n / time }' "$work/run.csv" >>"$work/results/$name"
     awk "$bytes"' /^peak memory/ { print bytes($3, $4) }' "$work/run.log" >>"$work/results/$name"
     awk "$bytes"' /^model/ { sub(/.*; /, ""); active = $1 }
@@ -97,13 +98,14 @@ l3() { # name, model, threads, options ...
 peer() { # name, model, threads, options ...
     name=$1 model=$2 j=$3
     shift 3
+    # shellcheck disable=SC2046 # options are split on purpose
     case $model in
-    dense) ;;
-    *) set -- "$@" --lookup "$lookup" --alloc "$(options_of "$model" | sed 's/--alloc //')" ;;
+    dense) set -- "$@" --micro-batch "${MICRO:-8}" ;;
+    *) set -- "$@" --micro-batch "${MICRO:-16}" --lookup "$lookup" $(options_of "$model") ;;
     esac
     MALLOC_MMAP_THRESHOLD_=100000000000 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=268435456 OPENBLAS_VERBOSE=2 \
         "$python" tools/peer_train.py --data "$work/part.tokens" --dim "$dim" --blocks "$blocks" --heads 6 --ffn "$ffn" \
-        --context 256 --batch "$batch" --micro-batch "${MICRO:-8}" --warmup 1 --steps "$steps" --threads "$j" --json "$@" \
+        --context 256 --batch "$batch" --warmup 1 --steps "$steps" --threads "$j" --json "$@" \
         >"$work/peer.log" 2>"$work/log" || fail "peer_train.py: $(cat "$work/log")"
     sed 's/.*"tokens_per_second": \([0-9.]*\).*"peak_memory": \([0-9]*\).*/\1 \2/' "$work/peer.log" >>"$work/results/$name"
     sed -n 's/^Core: //p' "$work/log" | head -n 1 >"$work/core"
@@ -193,7 +195,7 @@ report_peer() {
     echo
     has_peer || return 0
     "$python" -c 'import torch; print("PyTorch", torch.__version__, end="")'
-    echo ", sequences at once: ${MICRO:-8}; OpenBLAS kernels: $(cat "$work/core")"
+    echo "; OpenBLAS kernels: $(cat "$work/core")"
     echo
 }
 

@@ -14,7 +14,7 @@ Sections: files, rows, model, lookup, training, command line."""
 import argparse, json, math, mmap, os, resource, statistics, struct, sys, time
 from types import SimpleNamespace
 
-import numpy as np
+# numpy and torch are imported by main(): their BLAS reads its number of threads when it is loaded.
 
 # ---- files ----
 
@@ -515,12 +515,13 @@ def arguments():
 
 
 def main():
-    global torch, F
+    global np, torch, F
     a = arguments()
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = str(a.threads)
+    import numpy as np
     if a.grow:
         return write_allocation(a.o, grow(read_offsets(a.grow), read_tokens(a.data)[0], a.times))
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # read when the libraries are loaded
-        os.environ[name] = str(a.threads)
     import torch, torch.nn.functional as F
     torch.set_num_threads(a.threads)
     check(a) if a.check else train(a)
