@@ -31,12 +31,14 @@ static void parse(options *o, int argc, char **argv) {
          {"--config", CLI_TEXT, &o->config, "FILE", "settings, a line KEY = VALUE each", 0, 0},
          {"--set", CLI_LIST, &o->sets, "KEY=VALUE", "one setting; as often as wanted", 0, 0},
          {"--settings", CLI_FLAG, &o->settings, "", "list the settings and their defaults", 0, 0},
-         {"--time", CLI_TEXT, &o->time, "TIME", "train for so long in all: 90s, 45m, 1.5h; with --steps, in one go", 0, 0},
+         {"--time", CLI_TEXT, &o->time, "TIME", "train for so long in all: 90s, 45m, 1.5h; with --steps, in one go", 0,
+          0},
          {"--steps", CLI_U32, &o->steps, "N", "steps of the whole schedule (what --time allows)", 1, 1e9},
          {"--seed", CLI_TEXT, &o->seed, "S", "as --set seed=S", 0, 0},
          {"-j", CLI_U32, &o->threads, "THREADS", "threads; 0: all cores (0)", 0, 64},
          {"--resume", CLI_FLAG, &o->resume, "", "go on from the checkpoint beside -o", 0, 0},
-         {"--init", CLI_TEXT, &o->init, "MODEL.gguf", "begin with this model's weights (and tokenizer); again with --resume", 0, 0},
+         {"--init", CLI_TEXT, &o->init, "MODEL.gguf",
+          "begin with this model's weights (and tokenizer); again with --resume", 0, 0},
          {"--add-lookup", CLI_TEXT, &o->add_lookup, "BLOCKS", "with --init: new lookup layers that change nothing yet",
           0, 0},
          {"--export-every", CLI_U32, &o->export_every, "N", "write the model every N steps, too (at the end)", 1, 1e9},
@@ -122,20 +124,38 @@ static char *beside(const char *path, const char *suffix) {
     return s;
 }
 
-static l3_jobs start_threads(uint32_t *threads) {
-    l3_jobs none = {NULL, 0, NULL};
+typedef struct threads {
+    uint32_t n;
+    l3_jobs  jobs;
 #ifdef L3_THREADS
-    l3_pool *pool;
+    l3_pool *pool; /* the block, too */
+#endif
+} threads;
+
+/* n 0: one for every core. */
+static void start_threads(threads *t, uint32_t n) {
+    memset(t, 0, sizeof *t);
+    t->n = 1;
+#ifdef L3_THREADS
     l3_error err;
     memset(&err, 0, sizeof err);
-    if (*threads == 0) *threads = cli_cores() < L3_MAX_THREADS ? cli_cores() : L3_MAX_THREADS;
-    if (*threads == 1) return none;
-    cli_check(l3_pool_init(&pool, *threads, cli_aligned(l3_pool_size(), "the thread pool"), l3_pool_size(), &err),
-              "threads", &err);
-    return l3_pool_jobs(pool);
+    t->n = n ? n : cli_cores() < L3_MAX_THREADS ? cli_cores() : L3_MAX_THREADS;
+    if (t->n == 1) return;
+    void *block = cli_aligned(l3_pool_size(), "the thread pool");
+    cli_check(l3_pool_init(&t->pool, t->n, block, l3_pool_size(), &err), "threads", &err);
+    t->jobs = l3_pool_jobs(t->pool);
 #else
-    *threads = 1;
-    return none;
+    (void)n;
+#endif
+}
+
+static void stop_threads(threads *t) {
+#ifdef L3_THREADS
+    if (!t->pool) return;
+    l3_pool_free(t->pool);
+    cli_free_aligned(t->pool);
+#else
+    (void)t;
 #endif
 }
 
@@ -344,7 +364,8 @@ static void load_weights(train_model *m, const cli_engine *e, uint64_t seed, boo
 static void check(const options *o) {
     cli_engine    e;
     int32_t      *offsets, *inputs, *targets;
-    uint32_t      sequences, t, threads = o->threads;
+    uint32_t      sequences, t;
+    threads       pool;
     train_model   m;
     train_trainer r;
     train_config  c;
@@ -354,13 +375,13 @@ static void check(const options *o) {
     train_shape s = train_shape_of_model(&e, &offsets);
     read_batch(o, s.vocab, &sequences, &t, &inputs, &targets);
     if (t > s.context) cli_fail("--shape %s: the model's context is %u", o->shape, s.context);
-    s.context             = t;
-    const l3_jobs    jobs = start_threads(&threads);
-    const train_ops *ops  = find_ops(o->kernels);
+    s.context            = t;
+    const train_ops *ops = find_ops(o->kernels);
+    start_threads(&pool, o->threads);
     if (train_rounds(ops)) ops = find_ops("avx512"); /* F32 only */
     train_model_new(&m, &s, offsets, true, ops);
     load_weights(&m, &e, 0, false);
-    train_trainer_new(&r, &m, threads, (sequences + threads - 1) / threads, t, sequences, jobs, c.freeze > 0);
+    train_trainer_new(&r, &m, pool.n, (sequences + pool.n - 1) / pool.n, t, sequences, pool.jobs, c.freeze > 0);
     for (uint32_t step = 0; step < (c.steps > 0 ? (uint32_t)c.steps : 1); step++) {
         const train_adam   adam   = {(real)c.beta1, (real)c.beta2, (real)c.eps};
         const train_result result = train_gradients(&r, inputs, targets, sequences, true, 0);
@@ -370,6 +391,11 @@ static void check(const options *o) {
         if (step == 0 && o->gradients) train_export_gradients(&r, o->gradients);
         train_update(&r, result.grad_norm, c.clip, c.lr, c.lr * c.rows_lr, c.weight_decay, adam);
     }
+    train_trainer_free(&r);
+    train_model_free(&m);
+    stop_threads(&pool);
+    cli_close(&e);
+    free(offsets), free(inputs), free(targets);
 }
 
 /* >>run -------------------------------------------------------------------------------------------------------------- */
@@ -387,7 +413,8 @@ typedef struct run {
     train_state      state;
     train_log        log;
     char            *checkpoint_path, *csv_path, *svg_path;
-    uint32_t         threads, batch;
+    threads          threads;
+    uint32_t         batch;
     int32_t         *inputs, *targets; /* (batch, t) */
     double           limit;            /* seconds of --time; 0: none */
     double           started, earlier; /* clock when this process began to train; seconds trained before it */
@@ -520,15 +547,16 @@ static void reserve(run *x) {
 }
 
 static void build(run *x, const train_shape *s, const int32_t *offsets) {
-    const train_ops *ops  = find_ops(x->o->kernels);
-    const l3_jobs    jobs = start_threads(&x->threads);
-    uint32_t         per_slot;
+    const train_ops *ops = find_ops(x->o->kernels);
+    start_threads(&x->threads, x->o->threads);
+    const uint32_t n = x->threads.n;
+    uint32_t       per_slot;
     x->batch = (uint32_t)x->config.batch;
     per_slot = x->config.micro_batch > 0 ? (uint32_t)x->config.micro_batch : 2048 / s->context;
     if (per_slot == 0) per_slot = 1;
-    if (per_slot > (x->batch + x->threads - 1) / x->threads) per_slot = (x->batch + x->threads - 1) / x->threads;
+    if (per_slot > (x->batch + n - 1) / n) per_slot = (x->batch + n - 1) / n;
     train_model_new(&x->model, s, offsets, true, ops);
-    train_trainer_new(&x->trainer, &x->model, x->threads, per_slot, s->context, x->batch, jobs, x->config.freeze > 0);
+    train_trainer_new(&x->trainer, &x->model, n, per_slot, s->context, x->batch, x->threads.jobs, x->config.freeze > 0);
     reserve(x);
     x->inputs  = (int32_t *)train_take(&x->model, (uint64_t)x->batch * s->context, sizeof *x->inputs);
     x->targets = (int32_t *)train_take(&x->model, (uint64_t)x->batch * s->context, sizeof *x->targets);
@@ -633,7 +661,7 @@ static void announce(run *x) {
            cli_bytes((double)x->model.bytes), cli_bytes(store + 4 * (double)x->windows.windows));
     printf("time     %s a step of %.0f tokens with %s on %u thread%s: about %s for %.0f steps, %.2f times through the "
            "text\n",
-           duration(step), tokens, x->model.ops->name, x->threads, x->threads == 1 ? "" : "s",
+           duration(step), tokens, x->model.ops->name, x->threads.n, x->threads.n == 1 ? "" : "s",
            duration((steps - (double)x->state.step) * step), steps, steps * tokens / (double)x->windows.n);
     fflush(stdout);
 }
@@ -759,6 +787,21 @@ static void train(run *x) {
     printf("peak memory %s\n", cli_bytes((double)cli_peak_rss()));
 }
 
+static void close_run(run *x) {
+    train_trainer_free(&x->trainer);
+    train_model_free(&x->model);
+    stop_threads(&x->threads);
+    cli_free_aligned(x->inputs);
+    cli_free_aligned(x->targets);
+    train_log_close(&x->log);
+    store_close(&x->data);
+    if (x->valid.n) store_close(&x->valid);
+    cli_close(&x->tokenizer);
+    free(x->windows.order);
+    free(x->held_out.inputs), free(x->held_out.targets);
+    free(x->checkpoint_path), free(x->csv_path), free(x->svg_path);
+}
+
 int main(int argc, char **argv) {
     options    o;
     static run x;
@@ -768,10 +811,10 @@ int main(int argc, char **argv) {
     if (o.check) {
         check(&o);
         cli_end_stdout();
+        free(o.sets.items), free(o.data.items);
         return 0;
     }
     x.o               = &o;
-    x.threads         = o.threads;
     x.checkpoint_path = beside(o.out, ".ckpt");
     x.csv_path        = beside(o.out, ".csv");
     x.svg_path        = beside(o.out, ".svg");
@@ -787,6 +830,8 @@ int main(int argc, char **argv) {
     train_log_open(&x.log, x.csv_path, o.resume, x.state.step);
     announce(&x);
     train(&x);
+    close_run(&x);
     cli_end_stdout();
+    free(o.sets.items), free(o.data.items);
     return 0;
 }

@@ -91,6 +91,11 @@ static inline void train_log_add(train_log *g, train_line l) {
     train_log_flush(g);
 }
 
+static inline void train_log_close(train_log *g) {
+    fclose(g->file);
+    free(g->lines);
+}
+
 /* ---- the picture ---- */
 
 enum { LOG_WIDTH = 760, LOG_HEIGHT = 420, LOG_LEFT = 64, LOG_RIGHT = 20, LOG_TOP = 40, LOG_BOTTOM = 48 };
