@@ -50,7 +50,7 @@ books() {
     keep books-l3 --weights q8_0 --rows q4_0 --text "$VALID"
 }
 
-dense() { # ffn 512: a few parameters more than the lookup layers' own matrices
+dense() { # ffn 512: a little more than what the lookup layers' own matrices cost
     books_text
     # shellcheck disable=SC2086 # settings are split on purpose
     train books-dense "$tok" --data "$work/books.tokens" --valid "$VALID" $books_settings --set ffn=512 --name "Books, dense"
