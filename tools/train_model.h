@@ -382,7 +382,7 @@ static inline void train_slot_new(train_model *m, train_slot *x, uint32_t n, uin
     x->scores    = train_reals(m, TRAIN_TILE, t);
     x->dscores   = train_reals(m, TRAIN_TILE, t);
     x->small     = train_reals(m, 2, wide);
-    x->chunk     = n < 128 ? n : 128;
+    x->chunk     = n < 256 ? n : 256;
     x->logits    = train_reals(m, x->chunk, s->vocab);
     x->head      = train_reals(m, x->chunk, d);
     x->dhead     = train_reals(m, x->chunk, d);
