@@ -34,11 +34,12 @@ typedef struct job {
     gguf_writer     w;
     line            lines[LINES];
     uint32_t        n_lines;
-    bool            has_file_type;                       /* the input has general.file_type */
-    uint64_t        read_bytes, input_bytes, file_bytes; /* of tensors so far; of the input; of the output */
-    float          *values, *back;                       /* (PIECE,) before; what the output's bytes mean */
-    unsigned char  *in, *out;                            /* a piece's bytes */
-    ppl_sum         text[2];                             /* before, after */
+    bool            has_file_type;           /* the input has general.file_type */
+    uint64_t        read_bytes, all_bytes;   /* of tensors: so far, in the end */
+    uint64_t        input_bytes, file_bytes; /* of the input, of the output */
+    float          *values, *back;           /* (PIECE,) before; what the output's bytes mean */
+    unsigned char  *in, *out;                /* a piece's bytes */
+    ppl_sum         text[2];                 /* before, after */
 } job;
 
 static void parse(settings *s, int argc, char **argv) {
@@ -149,6 +150,7 @@ static void announce(job *j, const char *name, const l3_tensor *t) {
     l->values += n;
     l->bytes_before += bytes_of(l->before, n);
     l->bytes_after += bytes_of(l->after, n);
+    j->all_bytes += bytes_of(l->before, n);
     gguf_tensor(&j->w, name, (l3_type)l->after, t->cols, t->rows > 1 || l->class != OTHER ? t->rows : 0);
 }
 
@@ -235,7 +237,7 @@ static void copy_tensor(job *j, const char *name, const l3_tensor *t) {
         if (l->after != l->before) convert(j, l, name, n);
         gguf_data(&j->w, l->after != l->before ? j->out : j->in, (size_t)bytes_of(l->after, n));
         j->read_bytes += bytes;
-        cli_report(j->read_bytes, j->input_bytes, "bytes");
+        cli_report(j->read_bytes, j->all_bytes, "bytes");
     }
 }
 
