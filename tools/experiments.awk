@@ -19,7 +19,7 @@ function table(   i, v) {
     for (i = 1; i <= variants; i++) {
         v = order[i]; difference(v)
         printf "| %s | %.2f M | %.2f M | %.2f M | %d | %.2f | %s | %.0f |\n", v, all[v], tables[v], active[v], n[v], exp(sum[v] / n[v]),
-            v == "dense" ? "" : n[v] > 1 ? sprintf("%+.4f ± %.4f", mean, error) : sprintf("%+.4f", mean), seconds[v] / n[v]
+            v == "dense" ? "" : (n[v] > 1) ? sprintf("%+.4f ± %.4f", mean, error) : sprintf("%+.4f", mean), seconds[v] / n[v]
     }
     print ""
 }
