@@ -117,23 +117,14 @@ static inline double log_tick(double range, double n) {
     return power * (x < 1.5 ? 1 : x < 3.5 ? 2 : x < 7.5 ? 5 : 10);
 }
 
-static inline void log_put(cli_output *out, const char *format, ...) {
-    char    text[1024];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(text, sizeof text, format, args);
-    va_end(args);
-    cli_write(out, text, strlen(text));
-}
-
 static inline void log_curve(cli_output *out, const train_log *g, const log_frame *f, bool valid, const char *style) {
-    log_put(out, "<polyline fill=\"none\" %s points=\"", style);
+    cli_print(out, "<polyline fill=\"none\" %s points=\"", style);
     for (size_t i = 0; i < g->n; i++) {
         const double v = valid ? g->lines[i].valid_loss : g->lines[i].train_loss;
         if (cli_finite(v))
-            log_put(out, "%.1f,%.1f ", log_x(f, (double)g->lines[i].tokens), log_y(f, v < f->y_max ? v : f->y_max));
+            cli_print(out, "%.1f,%.1f ", log_x(f, (double)g->lines[i].tokens), log_y(f, v < f->y_max ? v : f->y_max));
     }
-    log_put(out, "\"/>\n");
+    cli_print(out, "\"/>\n");
 }
 
 static inline log_frame log_range(const train_log *g) {
@@ -156,11 +147,11 @@ static inline log_frame log_range(const train_log *g) {
 static inline void log_axes(cli_output *out, const log_frame *f) {
     const double dx = log_tick(f->x_max, 6), dy = log_tick(f->y_max - f->y_min, 6);
     for (double y = ceil(f->y_min / dy) * dy; y <= f->y_max; y += dy)
-        log_put(out,
+        cli_print(out,
                 "<path stroke=\"#ddd\" d=\"M%d %.1fH%d\"/><text x=\"%d\" y=\"%.1f\" text-anchor=\"end\">%g</text>\n",
                 LOG_LEFT, log_y(f, y), LOG_WIDTH - LOG_RIGHT, LOG_LEFT - 8, log_y(f, y) + 4, y);
     for (double x = 0; x <= f->x_max * 1.0001; x += dx)
-        log_put(out,
+        cli_print(out,
                 "<path stroke=\"#ddd\" d=\"M%.1f %dV%d\"/><text x=\"%.1f\" y=\"%d\" text-anchor=\"middle\">%g</text>\n",
                 log_x(f, x), LOG_TOP, LOG_HEIGHT - LOG_BOTTOM, log_x(f, x), LOG_HEIGHT - LOG_BOTTOM + 18, x * 1e-6);
 }
@@ -171,24 +162,24 @@ static inline void train_log_draw(const train_log *g, const char *path, const ch
     cli_output      out;
     if (g->n < 2) return;
     cli_output_open(&out, path);
-    log_put(&out,
+    cli_print(&out,
             "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %d %d\" font-family=\"sans-serif\" "
             "font-size=\"12\">\n",
             LOG_WIDTH, LOG_HEIGHT);
-    log_put(&out, "<rect width=\"100%%\" height=\"100%%\" fill=\"#fff\"/>\n<text x=\"%d\" y=\"22\" font-size=\"15\">",
+    cli_print(&out, "<rect width=\"100%%\" height=\"100%%\" fill=\"#fff\"/>\n<text x=\"%d\" y=\"22\" font-size=\"15\">",
             LOG_LEFT);
     for (const char *c = title; *c; c++)
-        log_put(&out, *c == '<' ? "&lt;" : *c == '&' ? "&amp;" : (unsigned char)*c < 0x20 ? " " : "%c", *c);
-    log_put(&out, "</text>\n");
+        cli_print(&out, "%s", *c == '<' ? "&lt;" : *c == '&' ? "&amp;" : (unsigned char)*c < 0x20 ? " " : (char[]){*c, 0});
+    cli_print(&out, "</text>\n");
     log_axes(&out, &f);
     log_curve(&out, g, &f, false, "stroke=\"#8aa\" stroke-width=\"1\"");
     log_curve(&out, g, &f, true, "stroke=\"#c30\" stroke-width=\"2\"");
-    log_put(&out, "<text x=\"%d\" y=\"%d\" text-anchor=\"middle\">million tokens</text>\n", LOG_WIDTH / 2,
+    cli_print(&out, "<text x=\"%d\" y=\"%d\" text-anchor=\"middle\">million tokens</text>\n", LOG_WIDTH / 2,
             LOG_HEIGHT - 10);
-    log_put(&out,
+    cli_print(&out,
             "<text transform=\"translate(18 %d) rotate(-90)\" text-anchor=\"middle\">loss (nats a token)</text>\n",
             LOG_HEIGHT / 2);
-    log_put(&out,
+    cli_print(&out,
             "<text x=\"%d\" y=\"22\" text-anchor=\"end\"><tspan fill=\"#c30\">validation</tspan>  <tspan "
             "fill=\"#588\">training</tspan></text>\n</svg>\n",
             LOG_WIDTH - LOG_RIGHT);
