@@ -14,6 +14,7 @@
 # STEPS      steps that a run times (1), of BATCH sequences (48)
 # ONLY       parts of: peer active table (all)
 # MICRO      sequences that PyTorch takes at once (8 in dense models, 16 in L3 models: faster than all 48)
+# PLAIN      1: PyTorch as one writes it first: rows by a gather that is padded to the longest, malloc as it is
 # PYTHON     an interpreter with PyTorch and numpy (python3)
 # BUILD      where the tools are (build); WORK: a directory for files, kept (a temporary one, removed)
 #
@@ -103,9 +104,14 @@ peer() { # name, model, threads, options ...
     dense) set -- "$@" --micro-batch "${MICRO:-8}" ;;
     *) set -- "$@" --micro-batch "${MICRO:-16}" --lookup "$lookup" $(options_of "$model") ;;
     esac
-    MALLOC_MMAP_THRESHOLD_=100000000000 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=268435456 OPENBLAS_VERBOSE=2 \
-        "$python" tools/peer_train.py --data "$work/part.tokens" --dim "$dim" --blocks "$blocks" --heads 6 --ffn "$ffn" \
-        --context 256 --batch "$batch" --warmup 1 --steps "$steps" --threads "$j" --json "$@" \
+    malloc="MALLOC_MMAP_THRESHOLD_=100000000000 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=268435456"
+    if [ "${PLAIN:-0}" = 1 ]; then
+        malloc=
+        set -- "$@" --rows-by gather
+    fi
+    # shellcheck disable=SC2086 # variables are split on purpose
+    env $malloc OPENBLAS_VERBOSE=2 "$python" tools/peer_train.py --data "$work/part.tokens" --dim "$dim" \
+        --blocks "$blocks" --heads 6 --ffn "$ffn" --context 256 --batch "$batch" --warmup 1 --steps "$steps" --threads "$j" --json "$@" \
         >"$work/peer.log" 2>"$work/log" || fail "peer_train.py: $(cat "$work/log")"
     sed 's/.*"tokens_per_second": \([0-9.]*\).*"peak_memory": \([0-9]*\).*/\1 \2/' "$work/peer.log" >>"$work/results/$name"
     sed -n 's/^Core: //p' "$work/log" | head -n 1 >"$work/core"

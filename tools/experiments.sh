@@ -6,7 +6,8 @@
 #
 #     TEXT=books_train.txt.xz VALID=books_valid.txt.xz sh tools/experiments.sh run
 #
-# SCALE    tiny (a minute a run on 2 cores; the default), small (some 6 minutes), full (some 25 minutes)
+# SCALE    tiny (a minute a run on 2 cores; the default), small (some 6 minutes), full (some 25 minutes); wide: tiny with a large
+#          vocabulary, most of whose tokens are rare (some 3 minutes)
 # SEEDS    "1 2 3"
 # ONLY     names of variants; all without it
 # THREADS  of every run (2); results depend on it in the last bits only
@@ -23,9 +24,10 @@ csv=docs/experiments.csv
 # A scale: vocabulary, rows of a table, width, blocks, context, sequences of a step, steps, validation tokens.
 case $scale in
 tiny) vocab=2048 rows=8192 dim=96 blocks=4 context=128 batch=64 steps=200 tokens=200000 ;;
+wide) vocab=16384 rows=65536 dim=96 blocks=4 context=128 batch=64 steps=200 tokens=200000 ;;
 small) vocab=4096 rows=16384 dim=128 blocks=6 context=256 batch=32 steps=1000 tokens=500000 ;;
 full) vocab=8192 rows=65536 dim=256 blocks=6 context=256 batch=64 steps=900 tokens=500000 ;;
-*) echo "experiments.sh: SCALE=$scale: tiny, small or full is expected" >&2; exit 2 ;;
+*) echo "experiments.sh: SCALE=$scale: tiny, wide, small or full is expected" >&2; exit 2 ;;
 esac
 
 # Feed-forward widths that give all variants the same active parameters: a lookup layer's up and mix matrices, 3 dim^2 with
@@ -112,7 +114,7 @@ run() {
 
 # The table between the two marks of docs/EXPERIMENTS.md, and the picture, from the CSV file alone.
 report() {
-    for s in tiny small full; do grep -q "^$s," "$csv" && awk -F, -v scale="$s" -f tools/experiments.awk "$csv"; done >"$work/table.md"
+    for s in tiny wide small full; do grep -q "^$s," "$csv" && awk -F, -v scale="$s" -f tools/experiments.awk "$csv"; done >"$work/table.md"
     awk -v table="$work/table.md" '/<!-- end of the table -->/ { inside = 0 } !inside { print }
         /<!-- table, made by tools\/experiments.sh report -->/ { inside = 1; while ((getline line < table) > 0) print line }' \
         docs/EXPERIMENTS.md >"$work/EXPERIMENTS.md"
