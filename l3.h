@@ -21,6 +21,7 @@
  *     L3_NO_STDIO        leaves out l3_source_open_file() and every operating-system header
  *     L3_NO_ERROR_TEXT   leaves out the sentences; codes and offsets stay
  *     L3_NO_ALLOCATOR    leaves out the builder of allocations (l3_alloc_*)
+ *     L3_NO_SIMD         leaves out the kernels for particular processors: plain C only, as in every L3_NO_STDIO build
  *     L3_THREADS         gives l3_pool, a small pthread pool (needs gcc or clang atomics)
  *     L3_ALIGN           alignment of blocks given to the library, a power of two >= 8 (64; 16 with L3_NO_STDIO)
  *     L3_MAX_ALIGN       largest l3_source.align; three times this is taken from the stack while a file is opened, six
@@ -271,17 +272,36 @@ typedef enum l3_verify {
 } l3_verify;
 
 typedef enum l3_mode {
-    L3_FAST, /* whatever is fastest; today the same code as L3_EXACT                                            */
-    L3_EXACT /* every reduction in a fixed order: also the same bits however a text is split into calls         */
+    L3_FAST, /* activations are rounded to int8 (by blocks of 32) for Q8_0 and Q4_0 weights, and to bf16 for F16 and BF16
+                weights in l3_prefill, where the level gains by it; the last bits depend on level and split of the text */
+    L3_EXACT /* float activations, every reduction in a fixed order: the same bits at every level and however a text is
+                split into calls */
 } l3_mode;
+
+/* Instruction sets that there are kernels for. */
+typedef enum l3_level {
+    L3_LEVEL_BEST,   /* what the environment variable L3_LEVEL names, else the best that this machine has */
+    L3_LEVEL_PLAIN,  /* plain C                                                                           */
+    L3_LEVEL_AVX2,   /* x86-64: AVX2, FMA, F16C                                                           */
+    L3_LEVEL_AVX512, /* and AVX-512 F, BW, DQ, VL, VNNI                                                   */
+    L3_LEVEL_BF16    /* and AVX-512 BF16                                                                  */
+} l3_level;
+
+/* "plain", "avx2" ...; NULL for a number that is no level. */
+L3_API const char *l3_level_name(int level);
+/* Whether this build has the level's kernels and this machine can run them. */
+L3_API bool l3_level_works(int level);
 
 /* How layers are run. All zero is a good choice; NULL means the same. */
 typedef struct l3_work_config {
-    l3_mode   mode;
-    uint32_t  batch;  /* positions computed at once; 0: 32. Memory grows with it, weights are read once for all  */
-    size_t    window; /* bytes through which weights and rows without a mapping are read; 0: the larger of 64 KiB and
+    l3_mode  mode;
+    l3_level level; /* refused (L3_ERR_ARGUMENT) where it does not work */
+    uint32_t
+           batch;  /* positions computed at once; 0: 32, or 128 at levels above plain. Memory grows with it, weights are
+                         read once for all */
+    size_t window; /* bytes through which weights and rows without a mapping are read; 0: the larger of 64 KiB and
                          the least that works. With start/wait there are two. Without effect when all is mapped */
-    size_t    cache;  /* bytes for rows of tokens read before; 0: none. Without effect when rows are mapped     */
+    size_t cache;  /* bytes for rows of tokens read before; 0: none. Without effect when rows are mapped     */
     l3_verify verify;
     l3_jobs   jobs;
     /* Optional; called between pieces of work; anything but 0 stops the call with L3_ERR_CANCELLED. */
@@ -378,6 +398,22 @@ L3_API int l3_alloc_finish(l3_alloc *alloc, uint32_t row_count, uint32_t max_row
 #endif
 #ifdef L3_THREADS
 #include <pthread.h>
+#endif
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(L3_NO_STDIO) && !defined(L3_NO_SIMD) && \
+    (!defined(_WIN32) || defined(__clang__)) /* gcc for Windows does not align vectors on the stack (PR 54412) */
+#define L3__X86
+#if !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized" /* gcc's own headers, when they are C++ (PR 105593) */
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
+#include <immintrin.h>
+#if !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
+#endif
+#if !defined(L3_NO_STDIO)
+#include <stdlib.h> /* getenv */
 #endif
 
 #ifdef __cplusplus
@@ -1050,33 +1086,60 @@ L3__MATMUL(q8_0)
 L3__MATMUL(q4_0)
 L3__MATMUL(q6_k)
 
-L3__FN l3__matmul_fn l3__matmul_for(int type) {
-    switch (type) {
-    case L3_F32: return l3__matmul_f32;
-    case L3_F16: return l3__matmul_f16;
-    case L3_BF16: return l3__matmul_bf16;
-    case L3_Q8_0: return l3__matmul_q8_0;
-    case L3_Q4_0: return l3__matmul_q4_0;
-    case L3_Q6_K: return l3__matmul_q6_k;
-    default: return NULL;
-    }
-}
-
 /* acc += weight * row, element by element. */
 L3__FN void l3__add_scaled(float *acc, const float *row, float weight, size_t n) {
     for (size_t i = 0; i < n; i++) acc[i] += weight * row[i];
 }
 
-/* 1 / rms(x): the scale of RMSNorm (Zhang, Sennrich 2019). */
-L3__FN float l3__rms_scale(const float *x, uint32_t n, float epsilon) {
-    return 1.0f / l3__sqrtf(l3__dot(x, x, n) / (float)n + epsilon);
+/* x *= factor */
+L3__FN void l3__scale(float *x, float factor, size_t n) {
+    for (size_t i = 0; i < n; i++) x[i] *= factor;
 }
 
-/* y = rms(x) * weight; weight NULL means ones; y may be x. */
-L3__FN void l3__rms_norm(const float *x, const float *weight, uint32_t n, float epsilon, float *y) {
-    const float scale = l3__rms_scale(x, n, epsilon);
-    for (uint32_t i = 0; i < n; i++) y[i] = weight ? x[i] * scale * weight[i] : x[i] * scale;
+/* y = x * scale * weight; weight NULL means ones; y may be x. */
+L3__FN void l3__normalize(const float *x, const float *weight, float scale, size_t n, float *y) {
+    for (size_t i = 0; i < n; i++) y[i] = weight ? x[i] * scale * weight[i] : x[i] * scale;
 }
+
+/* gate = silu(gate) * up */
+L3__FN void l3__swiglu(float *gate, const float *up, size_t n) {
+    for (size_t i = 0; i < n; i++) gate[i] = gate[i] / (1.0f + l3__expf(-gate[i])) * up[i];
+}
+
+/* Positions that share one rescaling of the online softmax: multiples of it from the text's start, whatever the call. */
+#define L3__TILE 32u
+
+/* The first n of a tile's scores are scaled, the others become -infinity; returns the highest, or `high`. */
+L3__FN float l3__scale_scores(float *w, uint32_t n, float scale, float high) {
+    for (uint32_t i = 0; i < L3__TILE; i++) {
+        w[i] = i < n ? w[i] * scale : l3__as_float(0xff800000u);
+        if (w[i] > high) high = w[i];
+    }
+    return high;
+}
+
+/* w = exp(w - peak) for a tile of scores; returns the sum, which goes by lanes as in a dot product. */
+L3__FN float l3__exp_scores(float *w, float peak) {
+    float lane[L3__LANES];
+    for (uint32_t i = 0; i < L3__TILE; i++) w[i] = l3__expf(w[i] - peak);
+    for (uint32_t i = 0; i < L3__LANES; i++) lane[i] = w[i] + w[i + L3__LANES];
+    return l3__lanes_sum(lane);
+}
+
+/* out (cols,) += the n rows weighted by w; rows of a KV cache: F32, F16 or Q8_0. */
+L3__FN void l3__weigh_rows(int type, const uint8_t *rows, size_t row_bytes, const float *w, uint32_t n, float *out,
+                           uint32_t cols) {
+    const l3__unpack_fn unpack = l3__unpacker(type);
+    float               v[32];
+    for (uint32_t t = 0; t < n; t++)
+        for (uint32_t i = 0; i < cols; i += 32) {
+            const uint32_t left = cols - i < 32 ? cols - i : 32;
+            unpack(rows + t * row_bytes, i, left, v);
+            l3__add_scaled(out + i, v, w[t], left);
+        }
+}
+
+L3__FN void l3__unpack_row(int type, const uint8_t *row, uint32_t n, float *dst) { l3_unpack(type, row, 0, n, dst); }
 
 L3__FN void l3__center(float *x, uint32_t n) {
     float sum[L3__LANES] = {0};
@@ -1085,6 +1148,738 @@ L3__FN void l3__center(float *x, uint32_t n) {
     for (uint32_t i = 0; i < n; i++) x[i] -= mean;
 }
 
+/* Y = X W^T for X in the form that l3__pack_fn gave it. */
+typedef void (*l3__packed_fn)(int type, const uint8_t *w, size_t row_bytes, uint32_t rows, uint32_t cols,
+                              const unsigned char *x, uint32_t n, float *y, size_t ys);
+typedef void (*l3__pack_fn)(int type, const float *x, size_t xs, uint32_t n, uint32_t cols, unsigned char *dst);
+
+/* How L3_FAST multiplies weights of one type. n positions of cols elements are packed first: into
+ * (n rounded up to a multiple of `tile`) * (cols rounded up to 32) * quarters / 4 bytes. */
+typedef struct l3__fast {
+    l3__pack_fn   pack;
+    l3__packed_fn multiply;
+    uint32_t      tile, quarters;
+} l3__fast;
+
+#define L3__N_TYPES 6
+L3__FN int l3__type_index(int type) {
+    switch (type) {
+    case L3_F32: return 0;
+    case L3_F16: return 1;
+    case L3_BF16: return 2;
+    case L3_Q8_0: return 3;
+    case L3_Q4_0: return 4;
+    default: return 5;
+    }
+}
+
+/* The kernels of one level. The first ones give the same bits at every level. */
+typedef struct l3__kernels {
+    l3_level level;
+    uint32_t batch; /* positions at once if nothing else is said */
+    float (*dot)(const float *a, const float *b, uint32_t n);
+    void (*unpack)(int type, const uint8_t *row, uint32_t n, float *dst);
+    void (*add_scaled)(float *acc, const float *row, float weight, size_t n);
+    void (*scale)(float *x, float factor, size_t n);
+    void (*normalize)(const float *x, const float *weight, float scale, size_t n, float *y);
+    void (*swiglu)(float *gate, const float *up, size_t n);
+    float (*scale_scores)(float *w, uint32_t n, float scale, float high);
+    float (*exp_scores)(float *w, float peak);
+    void (*weigh_rows)(int type, const uint8_t *rows, size_t row_bytes, const float *w, uint32_t n, float *out,
+                       uint32_t cols);
+    l3__matmul_fn matmul[L3__N_TYPES];
+    /* L3_FAST, NULL where `matmul` is as good: for decoding, and for many positions of a text at once. */
+    const l3__fast *decode[L3__N_TYPES], *prefill[L3__N_TYPES];
+} l3__kernels;
+
+static const l3__kernels l3__plain_kernels = {
+    L3_LEVEL_PLAIN,
+    32,
+    l3__dot,
+    l3__unpack_row,
+    l3__add_scaled,
+    l3__scale,
+    l3__normalize,
+    l3__swiglu,
+    l3__scale_scores,
+    l3__exp_scores,
+    l3__weigh_rows,
+    {l3__matmul_f32, l3__matmul_f16, l3__matmul_bf16, l3__matmul_q8_0, l3__matmul_q4_0, l3__matmul_q6_k},
+    {NULL, NULL, NULL, NULL, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL, NULL}};
+
+/* 1 / rms(x): the scale of RMSNorm (Zhang, Sennrich 2019). */
+L3__FN float l3__rms_scale(const l3__kernels *k, const float *x, uint32_t n, float epsilon) {
+    return 1.0f / l3__sqrtf(k->dot(x, x, n) / (float)n + epsilon);
+}
+
+/* y = rms(x) * weight; weight NULL means ones; y may be x. */
+L3__FN void l3__rms_norm(const l3__kernels *k, const float *x, const float *weight, uint32_t n, float epsilon,
+                         float *y) {
+    k->normalize(x, weight, l3__rms_scale(k, x, n, epsilon), n, y);
+}
+
+/* >>vectors ------------------------------------------------------------------------------------------------------- */
+
+/* What the kernels at the end of this file, read once for every instruction set, call its operations: a vector of
+ * L3__W floats, of which 16 / L3__W make the lanes of a dot product. */
+#if defined(L3__X86)
+
+/* A loop that is unrolled, so that arrays of vectors stay in registers. */
+#define L3__EACH(i, n) L3__UNROLL for (size_t i = 0; i < (size_t)(n); i++)
+
+#define L3__AVX2_TARGET   "avx2,fma,f16c"
+#define L3__AVX512_TARGET "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"
+
+#define L3__OP static inline __attribute__((always_inline, unused, target(L3__AVX2_TARGET)))
+typedef __m256 l3__v_avx2;
+
+L3__OP __m128i l3__bytes16(const void *p) { return _mm_loadu_si128((const __m128i *)p); }
+L3__OP __m256i l3__bytes32(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
+L3__OP float   l3__half(const uint8_t *p) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(l3__le16(p)))); }
+
+L3__OP __m256 l3__load_avx2(const float *p) { return _mm256_loadu_ps(p); }
+L3__OP void   l3__store_avx2(float *p, __m256 a) { _mm256_storeu_ps(p, a); }
+L3__OP __m256 l3__all_avx2(float a) { return _mm256_set1_ps(a); }
+L3__OP __m256 l3__plus_avx2(__m256 a, __m256 b) { return _mm256_add_ps(a, b); }
+L3__OP __m256 l3__minus_avx2(__m256 a, __m256 b) { return _mm256_sub_ps(a, b); }
+L3__OP __m256 l3__times_avx2(__m256 a, __m256 b) { return _mm256_mul_ps(a, b); }
+L3__OP __m256 l3__over_avx2(__m256 a, __m256 b) { return _mm256_div_ps(a, b); }
+L3__OP __m256 l3__fma_avx2(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
+L3__OP __m256 l3__max_avx2(__m256 a, __m256 b) { return _mm256_max_ps(a, b); }
+L3__OP __m256 l3__from_f16_avx2(const uint8_t *p) { return _mm256_cvtph_ps(l3__bytes16(p)); }
+L3__OP __m256 l3__from_bf16_avx2(const uint8_t *p) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(l3__bytes16(p)), 16));
+}
+L3__OP __m256 l3__from_i8_avx2(const uint8_t *p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p)));
+}
+/* Elements j, j + 1, ... of a block of Q4_0, without its scale: j < 16 are low nibbles, the others high ones. */
+L3__OP __m256 l3__from_q4_avx2(const uint8_t *q, uint32_t j) {
+    const __m256i w = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(q + j % 16)));
+    const __m256i n = _mm256_and_si256(j < 16 ? w : _mm256_srli_epi32(w, 4), _mm256_set1_epi32(15));
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(n, _mm256_set1_epi32(8)));
+}
+/* a > b ? x : y in each place; y where a or b is NaN. */
+L3__OP __m256 l3__above_avx2(__m256 a, __m256 b, __m256 x, __m256 y) {
+    return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_GT_OQ));
+}
+/* a, but b where b is NaN. */
+L3__OP __m256 l3__keep_nan_avx2(__m256 a, __m256 b) {
+    return _mm256_blendv_ps(a, b, _mm256_cmp_ps(b, b, _CMP_UNORD_Q));
+}
+/* a * 2^k, k being the integer that `shifted` has in its low bits above 0x4b400000, as in l3__expf. */
+L3__OP __m256 l3__scale2_avx2(__m256 a, __m256 shifted) {
+    const __m256i k    = _mm256_sub_epi32(_mm256_castps_si256(shifted), _mm256_set1_epi32(0x4b400000));
+    const __m256i half = _mm256_srai_epi32(_mm256_add_epi32(k, _mm256_srli_epi32(k, 31)), 1);
+    const __m256i rest = _mm256_sub_epi32(k, half), bias = _mm256_set1_epi32(127);
+    const __m256  p = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23));
+    return _mm256_mul_ps(_mm256_mul_ps(a, p), _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23)));
+}
+/* The sum of 16 lanes in the order of l3__lanes_sum. */
+L3__OP float l3__sum8(__m256 s) {
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
+    const __m128 two  = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
+/* a[i][j] and a[j][i] change places. */
+L3__OP void l3__transpose_avx2(__m256 *a) {
+    __m256 b[8], c[8];
+    for (size_t i = 0; i < 8; i += 2)
+        b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]), b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
+    for (int i = 0; i < 8; i += 4)
+        for (int j = 0; j < 2; j++) {
+            c[i + 2 * j]     = _mm256_shuffle_ps(b[i + j], b[i + 2 + j], 0x44);
+            c[i + 2 * j + 1] = _mm256_shuffle_ps(b[i + j], b[i + 2 + j], 0xee);
+        }
+    for (int i = 0; i < 4; i++) {
+        a[i]     = _mm256_permute2f128_ps(c[i], c[i + 4], 0x20);
+        a[i + 4] = _mm256_permute2f128_ps(c[i], c[i + 4], 0x31);
+    }
+}
+L3__OP float l3__sum_avx2(const __m256 *lane) { return l3__sum8(_mm256_add_ps(lane[0], lane[1])); }
+#undef L3__OP
+
+#define L3__OP static inline __attribute__((always_inline, unused, target(L3__AVX512_TARGET)))
+typedef __m512 l3__v_avx512;
+
+L3__OP __m512i l3__bytes64(const void *p) { return _mm512_loadu_si512(p); }
+
+L3__OP __m512 l3__load_avx512(const float *p) { return _mm512_loadu_ps(p); }
+L3__OP void   l3__store_avx512(float *p, __m512 a) { _mm512_storeu_ps(p, a); }
+L3__OP __m512 l3__all_avx512(float a) { return _mm512_set1_ps(a); }
+L3__OP __m512 l3__plus_avx512(__m512 a, __m512 b) { return _mm512_add_ps(a, b); }
+L3__OP __m512 l3__minus_avx512(__m512 a, __m512 b) { return _mm512_sub_ps(a, b); }
+L3__OP __m512 l3__times_avx512(__m512 a, __m512 b) { return _mm512_mul_ps(a, b); }
+L3__OP __m512 l3__over_avx512(__m512 a, __m512 b) { return _mm512_div_ps(a, b); }
+L3__OP __m512 l3__fma_avx512(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
+L3__OP __m512 l3__max_avx512(__m512 a, __m512 b) { return _mm512_max_ps(a, b); }
+L3__OP __m512 l3__from_f16_avx512(const uint8_t *p) { return _mm512_cvtph_ps(l3__bytes32(p)); }
+L3__OP __m512 l3__from_bf16_avx512(const uint8_t *p) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(l3__bytes32(p)), 16));
+}
+L3__OP __m512 l3__from_i8_avx512(const uint8_t *p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(l3__bytes16(p))); }
+L3__OP __m512 l3__from_q4_avx512(const uint8_t *q, uint32_t j) {
+    const __m512i w = _mm512_cvtepu8_epi32(l3__bytes16(q));
+    const __m512i n = _mm512_and_si512(j < 16 ? w : _mm512_srli_epi32(w, 4), _mm512_set1_epi32(15));
+    return _mm512_cvtepi32_ps(_mm512_sub_epi32(n, _mm512_set1_epi32(8)));
+}
+L3__OP __m512 l3__above_avx512(__m512 a, __m512 b, __m512 x, __m512 y) {
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), y, x);
+}
+L3__OP __m512 l3__keep_nan_avx512(__m512 a, __m512 b) {
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(b, b, _CMP_UNORD_Q), a, b);
+}
+L3__OP __m512 l3__scale2_avx512(__m512 a, __m512 shifted) {
+    const __m512i k    = _mm512_sub_epi32(_mm512_castps_si512(shifted), _mm512_set1_epi32(0x4b400000));
+    const __m512i half = _mm512_srai_epi32(_mm512_add_epi32(k, _mm512_srli_epi32(k, 31)), 1);
+    const __m512i rest = _mm512_sub_epi32(k, half), bias = _mm512_set1_epi32(127);
+    const __m512  p = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(half, bias), 23));
+    return _mm512_mul_ps(_mm512_mul_ps(a, p), _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(rest, bias), 23)));
+}
+L3__OP void l3__transpose_avx512(__m512 *a) {
+    __m512 b[16];
+    L3__EACH(h, 8)
+    b[2 * h]           = _mm512_unpacklo_ps(a[2 * h], a[2 * h + 1]),
+          b[2 * h + 1] = _mm512_unpackhi_ps(a[2 * h], a[2 * h + 1]);
+    L3__EACH(h, 8) { /* a[4 i + j]: column 4 * lane + j of rows 4 i ... 4 i + 3 */
+        const size_t i = h / 2 * 4, j = h % 2;
+        a[i + 2 * j]     = _mm512_shuffle_ps(b[i + j], b[i + 2 + j], 0x44);
+        a[i + 2 * j + 1] = _mm512_shuffle_ps(b[i + j], b[i + 2 + j], 0xee);
+    }
+    L3__EACH(j, 4) {
+        const __m512 p = _mm512_shuffle_f32x4(a[j], a[4 + j], 0x44), q = _mm512_shuffle_f32x4(a[j], a[4 + j], 0xee);
+        const __m512 r = _mm512_shuffle_f32x4(a[8 + j], a[12 + j], 0x44);
+        const __m512 t = _mm512_shuffle_f32x4(a[8 + j], a[12 + j], 0xee);
+        b[j]           = _mm512_shuffle_f32x4(p, r, 0x88);
+        b[4 + j]       = _mm512_shuffle_f32x4(p, r, 0xdd);
+        b[8 + j]       = _mm512_shuffle_f32x4(q, t, 0x88);
+        b[12 + j]      = _mm512_shuffle_f32x4(q, t, 0xdd);
+    }
+    L3__EACH(j, 16) a[j] = b[j];
+}
+L3__OP float l3__sum_avx512(const __m512 *lane) {
+    return l3__sum8(_mm256_add_ps(_mm512_castps512_ps256(lane[0]), _mm512_extractf32x8_ps(lane[0], 1)));
+}
+#undef L3__OP
+#endif
+
+/* >>levels -------------------------------------------------------------------------------------------------------- */
+
+#if defined(L3__X86)
+/* ---- what all matrix products of many positions share ---- */
+
+#define L3__ALIGN64 __attribute__((aligned(64)))
+#define L3__MAX_P   12   /* positions of a tile, at most */
+#define L3__DEPTH   512u /* words of a panel: 32 KB, which stay in the L1 or L2 cache while all positions pass */
+
+/* The 16 rows of a panel; what is beyond the last one is any row, and its results are thrown away. */
+L3__FN void l3__panel_rows(const uint8_t **row, const uint8_t *w, size_t row_bytes, uint32_t rows) {
+    for (uint32_t r = 0; r < 16; r++) row[r] = w + (r < rows ? r : 0) * row_bytes;
+}
+
+/* Where a tile's results go: right into Y, or at its edges into a buffer from which the part that exists is copied. */
+typedef struct l3__corner {
+    float   *at, *y;
+    size_t   stride, ys;
+    uint32_t rows, n;
+} l3__corner;
+
+L3__FN l3__corner l3__corner_at(float *y, size_t ys, uint32_t rows, uint32_t n, uint32_t tile, float *edge) {
+    const bool whole = rows >= 16 && n >= tile;
+    l3__corner c     = {whole ? y : edge, y, whole ? ys : 16, ys, rows < 16 ? rows : 16, n < tile ? n : tile};
+    return c;
+}
+L3__FN void l3__corner_in(const l3__corner *c) {
+    for (uint32_t p = 0; c->at != c->y && p < c->n; p++)
+        memcpy(c->at + p * 16, c->y + p * c->ys, c->rows * sizeof(float));
+}
+L3__FN void l3__corner_out(const l3__corner *c) {
+    for (uint32_t p = 0; c->at != c->y && p < c->n; p++)
+        memcpy(c->y + p * c->ys, c->at + p * 16, c->rows * sizeof(float));
+}
+
+/* Elements first ... end - 1 of 16 rows as a panel, and c (tile, 16) = or += a panel times a tile, depth words deep. */
+typedef void (*l3__panel_fn)(int type, const uint8_t *const *rows, uint32_t first, uint32_t end, void *panel);
+typedef void (*l3__tile_fn)(const void *panel, const void *x, uint32_t depth, bool first, float *c, size_t cs);
+
+/* A product by panels and tiles; `unit` elements to a word. */
+L3__FN void l3__gemm(l3__panel_fn make, l3__tile_fn multiply, uint32_t unit, uint32_t tile, int type, const uint8_t *w,
+                     size_t row_bytes, uint32_t rows, uint32_t cols, const unsigned char *x, uint32_t n, float *y,
+                     size_t ys) {
+    L3__ALIGN64 unsigned char panel[L3__DEPTH * 64];
+    float                     edge[L3__MAX_P * 16];
+    const uint32_t            depth = (cols + 31) / 32 * 32 / unit;
+    for (uint32_t r0 = 0; r0 < rows; r0 += 16) {
+        const uint8_t *row[16];
+        l3__panel_rows(row, w + r0 * row_bytes, row_bytes, rows - r0);
+        for (uint32_t k = 0; k < depth; k += L3__DEPTH) {
+            const uint32_t deep = depth - k < L3__DEPTH ? depth - k : L3__DEPTH, end = (k + deep) * unit;
+            make(type, row, k * unit, end < cols ? end : cols, panel);
+            for (uint32_t p = 0; p < n; p += tile) {
+                l3__corner c = l3__corner_at(y + p * ys + r0, ys, rows - r0, n - p, tile, edge);
+                if (k > 0) l3__corner_in(&c);
+                multiply(panel, x + ((size_t)p * depth + (size_t)k * tile) * 4, deep, k == 0, c.at, c.stride);
+                l3__corner_out(&c);
+            }
+        }
+    }
+}
+
+/* ---- int8 activations: each block of 32 floats has a scale that maps its largest magnitude to 127 ---- */
+
+#define L3__OP2    static inline __attribute__((always_inline, unused, target(L3__AVX2_TARGET)))
+#define L3__AVX2   static __attribute__((unused, target(L3__AVX2_TARGET)))
+#define L3__OP5    static inline __attribute__((always_inline, unused, target(L3__AVX512_TARGET)))
+#define L3__AVX512 static __attribute__((unused, target(L3__AVX512_TARGET)))
+
+/* Four rows at a time are four streams in one, which the processors' own prefetchers do not see: where the bytes that
+ * come L3__AHEAD later lie, in the order in which all rows together use them up. Past the end it has no effect. */
+#define L3__AHEAD 8192
+L3__OP2 void l3__prefetch(const uint8_t *p, const size_t bytes) {
+    L3__EACH(i, (bytes + 63) / 64) _mm_prefetch((const char *)(const void *)(p + 64 * i), _MM_HINT_T0);
+}
+
+/* Rounds a block; returns the sum of its integers. */
+L3__OP2 int32_t l3__quantize32(const float *x, int8_t *q, float *scale) {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    __m256       v[4], peak = _mm256_setzero_ps();
+    __m256i      i[4];
+    L3__EACH(j, 4) {
+        v[j] = _mm256_loadu_ps(x + 8 * j);
+        peak = _mm256_max_ps(_mm256_andnot_ps(sign, v[j]), peak);
+    }
+    __m128 most         = _mm_max_ps(_mm256_castps256_ps128(peak), _mm256_extractf128_ps(peak, 1));
+    most                = _mm_max_ps(most, _mm_movehl_ps(most, most));
+    const float  high   = _mm_cvtss_f32(_mm_max_ss(most, _mm_shuffle_ps(most, most, 1)));
+    const __m256 to     = _mm256_set1_ps(high > 0 ? 127.0f / high : 0.0f);
+    *scale              = high / 127.0f;
+    L3__EACH(j, 4) i[j] = _mm256_cvtps_epi32(_mm256_mul_ps(v[j], to));
+    const __m256i words = _mm256_packs_epi16(_mm256_packs_epi32(i[0], i[1]), _mm256_packs_epi32(i[2], i[3]));
+    const __m256i all   = _mm256_permutevar8x32_epi32(words, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    _mm256_storeu_si256((__m256i *)(void *)q, all);
+    const __m256i sums = _mm256_add_epi32(_mm256_add_epi32(i[0], i[1]), _mm256_add_epi32(i[2], i[3]));
+    __m128i       s    = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+    s                  = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
+}
+
+/* Weights are multiplied as unsigned bytes, 128 (Q8_0) or 8 (Q4_0) above their value; the bias takes that back. */
+L3__FN int32_t l3__weight_offset(int type) { return type == L3_Q8_0 ? 128 : 8; }
+
+/* For decoding: a position's integers (cols,), scales (cols / 32,) and biases (cols / 32,), one after the other. The bias is
+ * for each of 8 partial sums. */
+typedef struct l3__int8s {
+    const int8_t        *q;
+    const unsigned char *scale, *bias;
+} l3__int8s;
+
+L3__FN l3__int8s l3__int8s_at(const unsigned char *x, uint32_t p, uint32_t cols) {
+    const void     *q = x + (size_t)p * (cols + cols / 4);
+    const l3__int8s a = {(const int8_t *)q, (const unsigned char *)q + cols,
+                         (const unsigned char *)q + cols + cols / 8};
+    return a;
+}
+
+/* `fours`: of each four whole blocks the first halves come first, then the second ones, with biases for 4 partial sums. */
+L3__OP2 void l3__pack_int8_as(int type, const bool fours, const float *x, size_t xs, uint32_t n, uint32_t cols,
+                              unsigned char *dst) {
+    for (uint32_t p = 0; p < n; p++, dst += cols + cols / 4)
+        for (uint32_t b = 0; b < cols / 32; b++) {
+            int8_t        q[32];
+            float         scale;
+            const bool    four = fours && b / 4 < cols / 128;
+            const int32_t bias =
+                -l3__weight_offset(type) / (four ? 4 : 8) * l3__quantize32(x + p * xs + b * 32, q, &scale);
+            unsigned char *low = dst + (four ? b / 4 * 128 + b % 4 * 16 : b * 32), *high = low + (four ? 64 : 16);
+            memcpy(low, q, 16);
+            memcpy(high, q + 16, 16);
+            memcpy(dst + cols + b * 4, &scale, 4);
+            memcpy(dst + cols + cols / 8 + b * 4, &bias, 4);
+        }
+}
+
+L3__AVX2 void l3__pack_int8(int type, const float *x, size_t xs, uint32_t n, uint32_t cols, unsigned char *dst) {
+    l3__pack_int8_as(type, false, x, xs, n, cols, dst);
+}
+L3__AVX2 void l3__pack_int8_fours(int type, const float *x, size_t xs, uint32_t n, uint32_t cols, unsigned char *dst) {
+    l3__pack_int8_as(type, true, x, xs, n, cols, dst);
+}
+
+/* Rows against one position with AVX2: unsigned times signed bytes gives pairs in 16 bits, which 128 * 127 * 2 fits. */
+L3__OP2 __m256 l3__block_avx2(const int type, const uint8_t *w, const int8_t *x, int32_t bias) {
+    const __m256i ones = _mm256_set1_epi16(1), q = l3__bytes32(x);
+    if (type == L3_Q8_0) {
+        const __m256i b = l3__bytes32(w + 2);
+        return _mm256_cvtepi32_ps(
+            _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(b), _mm256_sign_epi8(q, b)), ones));
+    }
+    const __m128i b = l3__bytes16(w + 2);
+    const __m256i u = _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16(b, 4), b), _mm256_set1_epi8(15));
+    return _mm256_cvtepi32_ps(
+        _mm256_add_epi32(_mm256_madd_epi16(_mm256_maddubs_epi16(u, q), ones), _mm256_set1_epi32(bias)));
+}
+
+L3__OP2 void l3__int8_dots_avx2(const int type, const uint8_t *w, size_t row_bytes, uint32_t blocks, l3__int8s x,
+                                const size_t rows, float *y) {
+    const size_t block = type == L3_Q8_0 ? 34 : 18;
+    __m256       sum[4], none = _mm256_setzero_ps();
+    L3__EACH(r, rows) sum[r] = none;
+    for (uint32_t b = 0; b < blocks; b++) {
+        float   scale;
+        int32_t bias;
+        memcpy(&scale, x.scale + b * 4, 4);
+        memcpy(&bias, x.bias + b * 4, 4);
+        if (rows == 4) l3__prefetch(w + L3__AHEAD + b * 4 * block, 4 * block);
+        L3__EACH(r, rows) {
+            const uint8_t *q = w + r * row_bytes + b * block;
+            sum[r] = _mm256_fmadd_ps(l3__block_avx2(type, q, x.q + b * 32, bias), _mm256_set1_ps(scale * l3__half(q)),
+                                     sum[r]);
+        }
+    }
+    L3__EACH(r, rows) y[r] = l3__sum8(sum[r]);
+}
+
+L3__OP2 void l3__int8_rows_avx2(const int type, const uint8_t *w, size_t row_bytes, uint32_t rows, uint32_t cols,
+                                const unsigned char *x, uint32_t n, float *y, size_t ys) {
+    uint32_t r = 0;
+    for (; r + 4 <= rows; r += 4)
+        for (uint32_t p = 0; p < n; p++)
+            l3__int8_dots_avx2(type, w + r * row_bytes, row_bytes, cols / 32, l3__int8s_at(x, p, cols), 4,
+                               y + p * ys + r);
+    for (; r < rows; r++)
+        for (uint32_t p = 0; p < n; p++)
+            l3__int8_dots_avx2(type, w + r * row_bytes, row_bytes, cols / 32, l3__int8s_at(x, p, cols), 1,
+                               y + p * ys + r);
+}
+
+L3__AVX2 void l3__int8_avx2(int type, const uint8_t *w, size_t row_bytes, uint32_t rows, uint32_t cols,
+                            const unsigned char *x, uint32_t n, float *y, size_t ys) {
+    if (type == L3_Q8_0) l3__int8_rows_avx2(L3_Q8_0, w, row_bytes, rows, cols, x, n, y, ys);
+    else l3__int8_rows_avx2(L3_Q4_0, w, row_bytes, rows, cols, x, n, y, ys);
+}
+
+/* Two blocks of a row with AVX-512, as unsigned bytes; `both` false: the second is missing. */
+L3__OP5 __m512i l3__blocks_avx512(const int type, const uint8_t *w, const bool both) {
+    if (type == L3_Q8_0) {
+        __m512i q = _mm512_zextsi256_si512(l3__bytes32(w + 2));
+        q         = _mm512_inserti64x4(q, both ? l3__bytes32(w + 36) : _mm256_setzero_si256(), 1);
+        return _mm512_xor_si512(q, _mm512_set1_epi32(-0x7f7f7f80));
+    }
+    const __m128i a = l3__bytes16(w + 2), b = both ? l3__bytes16(w + 20) : _mm_setzero_si128();
+    const __m512i q = _mm512_inserti64x4(_mm512_zextsi256_si512(_mm256_set_m128i(_mm_srli_epi16(a, 4), a)),
+                                         _mm256_set_m128i(_mm_srli_epi16(b, 4), b), 1);
+    return _mm512_and_si512(q, _mm512_set1_epi8(15));
+}
+
+/* Two scales, each in 8 places. */
+L3__OP5 __m512 l3__halves_avx512(const uint8_t *a, const uint8_t *b, const bool both) {
+    const __m256 low  = _mm256_cvtph_ps(_mm_set1_epi16((short)l3__le16(a)));
+    const __m256 high = both ? _mm256_cvtph_ps(_mm_set1_epi16((short)l3__le16(b))) : _mm256_setzero_ps();
+    return _mm512_insertf32x8(_mm512_zextps256_ps512(low), high, 1);
+}
+
+/* Two numbers of 32 bits, each in 8 places. */
+L3__OP5 __m512i l3__pair_avx512(const unsigned char *p, const bool both) {
+    long long     bits = 0;
+    const __m512i to   = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+    memcpy(&bits, p, both ? 8 : 4);
+    return _mm512_permutexvar_epi32(to, _mm512_set1_epi64(bits));
+}
+
+/* Blocks b and b + 1 of `rows` rows against n positions; `both` false: only b. */
+L3__OP5 void l3__step2_avx512(const int type, const uint8_t *w, size_t row_bytes, uint32_t b, const l3__int8s *x,
+                              const size_t rows, const size_t n, const bool both, __m512 (*sum)[4]) {
+    const size_t block = type == L3_Q8_0 ? 34 : 18;
+    __m512i      q[4];
+    __m512       d[4];
+    L3__EACH(r, rows) {
+        const uint8_t *row = w + r * row_bytes + b * block;
+        q[r]               = l3__blocks_avx512(type, row, both);
+        d[r]               = l3__halves_avx512(row, row + block, both);
+    }
+    L3__EACH(p, n) {
+        const __m512i a     = both ? l3__bytes64(x[p].q + b * 32)
+                                   : _mm512_inserti64x4(_mm512_setzero_si512(), l3__bytes32(x[p].q + b * 32), 0);
+        const __m512i bias  = l3__pair_avx512(x[p].bias + b * 4, both);
+        const __m512  scale = _mm512_castsi512_ps(l3__pair_avx512(x[p].scale + b * 4, both));
+        L3__EACH(r, rows) {
+            const __m512i s = _mm512_dpbusd_epi32(bias, q[r], a);
+            sum[r][p]       = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s), _mm512_mul_ps(d[r], scale), sum[r][p]);
+        }
+    }
+}
+
+/* Four numbers of 32 bits, each in 4 places. */
+L3__OP5 __m512i l3__quad_avx512(const unsigned char *p) {
+    const __m512i to = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+    return _mm512_permutexvar_epi32(to, _mm512_zextsi128_si512(l3__bytes16(p)));
+}
+
+/* Blocks b ... b + 3 of Q4_0: low nibbles of all four, then high ones, against activations in that order. */
+L3__OP5 void l3__step4_avx512(const uint8_t *w, size_t row_bytes, uint32_t b, const l3__int8s *x, const size_t rows,
+                              const size_t n, __m512 (*sum)[4]) {
+    const __m512i nibble = _mm512_set1_epi8(15);
+    __m512i       low[4], high[4];
+    __m512        d[4];
+    L3__EACH(r, rows) {
+        const uint8_t *p = w + r * row_bytes + b * 18;
+        __m512i        q = _mm512_zextsi128_si512(l3__bytes16(p + 2));
+        q                = _mm512_inserti32x4(q, l3__bytes16(p + 20), 1);
+        q                = _mm512_inserti32x4(q, l3__bytes16(p + 38), 2);
+        q                = _mm512_inserti32x4(q, l3__bytes16(p + 56), 3);
+        low[r]           = _mm512_and_si512(q, nibble);
+        high[r]          = _mm512_and_si512(_mm512_srli_epi16(q, 4), nibble);
+        const __m128i h  = _mm_setr_epi16((short)l3__le16(p), (short)l3__le16(p + 18), (short)l3__le16(p + 36),
+                                          (short)l3__le16(p + 54), 0, 0, 0, 0);
+        const __m512i to = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+        d[r]             = _mm512_permutexvar_ps(to, _mm512_zextps128_ps512(_mm_cvtph_ps(h)));
+    }
+    L3__EACH(p, n) {
+        const __m512i a = l3__bytes64(x[p].q + b * 32), c = l3__bytes64(x[p].q + b * 32 + 64);
+        const __m512i bias  = l3__quad_avx512(x[p].bias + b * 4);
+        const __m512  scale = _mm512_castsi512_ps(l3__quad_avx512(x[p].scale + b * 4));
+        L3__EACH(r, rows) {
+            const __m512i s = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(bias, low[r], a), high[r], c);
+            sum[r][p]       = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s), _mm512_mul_ps(d[r], scale), sum[r][p]);
+        }
+    }
+}
+
+L3__OP5 void l3__int8_dots_avx512(const int type, const uint8_t *w, size_t row_bytes, uint32_t blocks,
+                                  const l3__int8s *x, const size_t rows, const size_t n, float *y, size_t ys) {
+    __m512   sum[4][4];
+    uint32_t b                                 = 0;
+    L3__EACH(r, rows) L3__EACH(p, n) sum[r][p] = _mm512_setzero_ps();
+    for (; type == L3_Q4_0 && b + 4 <= blocks; b += 4) {
+        if (rows == 4) l3__prefetch(w + L3__AHEAD + (size_t)b * 72, 288);
+        l3__step4_avx512(w, row_bytes, b, x, rows, n, sum);
+    }
+    for (; b + 2 <= blocks; b += 2) {
+        if (rows == 4 && type == L3_Q8_0) l3__prefetch(w + L3__AHEAD + (size_t)b * 136, 272);
+        l3__step2_avx512(type, w, row_bytes, b, x, rows, n, true, sum);
+    }
+    if (b < blocks) l3__step2_avx512(type, w, row_bytes, b, x, rows, n, false, sum);
+    L3__EACH(r, rows) L3__EACH(p, n) y[p * ys + r] = l3__sum_avx512(&sum[r][p]);
+}
+
+L3__OP5 void l3__int8_rows_avx512(const int type, const uint8_t *w, size_t row_bytes, uint32_t rows, uint32_t cols,
+                                  const unsigned char *x, uint32_t n, float *y, size_t ys) {
+    for (uint32_t p = 0; p < n;) {
+        const uint32_t some = n - p >= 4 ? 4 : 1, blocks = cols / 32;
+        l3__int8s      a[4];
+        uint32_t       r  = 0;
+        float         *to = y + p * ys;
+        for (uint32_t i = 0; i < some; i++) a[i] = l3__int8s_at(x, p + i, cols);
+        for (; r + 4 <= rows; r += 4) {
+            if (some == 4) l3__int8_dots_avx512(type, w + r * row_bytes, row_bytes, blocks, a, 4, 4, to + r, ys);
+            else l3__int8_dots_avx512(type, w + r * row_bytes, row_bytes, blocks, a, 4, 1, to + r, ys);
+        }
+        for (; r < rows; r++) {
+            if (some == 4) l3__int8_dots_avx512(type, w + r * row_bytes, row_bytes, blocks, a, 1, 4, to + r, ys);
+            else l3__int8_dots_avx512(type, w + r * row_bytes, row_bytes, blocks, a, 1, 1, to + r, ys);
+        }
+        p += some;
+    }
+}
+
+L3__AVX512 void l3__int8_avx512(int type, const uint8_t *w, size_t row_bytes, uint32_t rows, uint32_t cols,
+                                const unsigned char *x, uint32_t n, float *y, size_t ys) {
+    if (type == L3_Q8_0) l3__int8_rows_avx512(L3_Q8_0, w, row_bytes, rows, cols, x, n, y, ys);
+    else l3__int8_rows_avx512(L3_Q4_0, w, row_bytes, rows, cols, x, n, y, ys);
+}
+
+/* ---- int8 for many positions: panels of 16 rows, words of 4 elements, tiles of 12 positions ---- */
+
+#define L3__P512 12
+
+/* Tiles: words (cols / 4, 12), scales (cols / 32, 12), biases (cols / 32, 12). */
+L3__AVX2 void l3__pack_tiles_int8(int type, const float *x, size_t xs, uint32_t n, uint32_t cols, unsigned char *dst) {
+    const size_t words = (size_t)cols * L3__P512, scales = words / 8;
+    for (uint32_t p0 = 0; p0 < n; p0 += L3__P512, dst += words + 2 * scales) {
+        if (n - p0 < L3__P512) memset(dst, 0, words + 2 * scales);
+        for (uint32_t p = 0; p < L3__P512 && p0 + p < n; p++)
+            for (uint32_t b = 0; b < cols / 32; b++) {
+                int8_t        q[32];
+                float         scale;
+                const int32_t sum  = l3__quantize32(x + (p0 + p) * xs + b * 32, q, &scale);
+                const int32_t bias = -l3__weight_offset(type) * sum;
+                L3__EACH(i, 8) memcpy(dst + ((b * 8 + i) * L3__P512 + p) * 4, q + 4 * i, 4);
+                memcpy(dst + words + (b * L3__P512 + p) * 4, &scale, 4);
+                memcpy(dst + words + scales + (b * L3__P512 + p) * 4, &bias, 4);
+            }
+    }
+}
+
+L3__OP5 void l3__panel_int8(const int type, const uint8_t *const *rows, uint32_t first, uint32_t end,
+                            unsigned char *panel, float *scale) {
+    const size_t block = type == L3_Q8_0 ? 34 : 18;
+    for (uint32_t b = first; b < end; b += 2, panel += 16 * 64, scale += 32) {
+        const bool both = end - b > 1;
+        __m512     t[16];
+        L3__EACH(r, 16) {
+            const uint8_t *row = rows[r] + b * block;
+            t[r] = _mm512_castsi512_ps(both ? l3__blocks_avx512(type, row, true) : l3__blocks_avx512(type, row, false));
+            scale[r]      = l3__half(row);
+            scale[16 + r] = both ? l3__half(row + block) : 0.0f;
+        }
+        l3__transpose_avx512(t);
+        L3__EACH(c, 16) _mm512_storeu_ps(panel + c * 64, t[c]);
+    }
+}
+
+L3__OP5 int32_t l3__word(const unsigned char *p) {
+    int32_t word;
+    memcpy(&word, p, 4);
+    return word;
+}
+L3__OP5 float l3__float_at(const unsigned char *p) {
+    float f;
+    memcpy(&f, p, 4);
+    return f;
+}
+
+/* c (12, 16) = or += a panel times a tile, `blocks` blocks of 32 deep. */
+L3__AVX512 void l3__tile_int8(const unsigned char *panel, const float *scale, const unsigned char *x,
+                              const unsigned char *xd, const unsigned char *bias, uint32_t blocks, bool first, float *c,
+                              size_t cs) {
+    __m512 sum[L3__P512];
+    L3__EACH(p, L3__P512) sum[p] = first ? _mm512_setzero_ps() : _mm512_loadu_ps(c + p * cs);
+    for (; blocks > 0; blocks--, scale += 16, xd += 4 * L3__P512, bias += 4 * L3__P512) {
+        __m512i s[L3__P512];
+        L3__EACH(p, L3__P512) s[p] = _mm512_set1_epi32(l3__word(bias + 4 * p));
+        for (int g = 0; g < 8; g++, panel += 64, x += 4 * L3__P512) {
+            const __m512i w            = l3__bytes64(panel);
+            L3__EACH(p, L3__P512) s[p] = _mm512_dpbusd_epi32(s[p], w, _mm512_set1_epi32(l3__word(x + 4 * p)));
+        }
+        const __m512 d = _mm512_loadu_ps(scale);
+        L3__EACH(p, L3__P512) {
+            const __m512 m = _mm512_mul_ps(d, _mm512_set1_ps(l3__float_at(xd + 4 * p)));
+            sum[p]         = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s[p]), m, sum[p]);
+        }
+    }
+    L3__EACH(p, L3__P512) _mm512_storeu_ps(c + p * cs, sum[p]);
+}
+
+L3__AVX512 void l3__gemm_int8(int type, const uint8_t *w, size_t row_bytes, uint32_t rows, uint32_t cols,
+                              const unsigned char *x, uint32_t n, float *y, size_t ys) {
+    L3__ALIGN64 unsigned char panel[L3__DEPTH * 64];
+    float                     scale[L3__DEPTH / 8 * 16], edge[L3__P512 * 16];
+    const uint32_t            blocks = cols / 32, most = L3__DEPTH / 8;
+    const size_t              words = (size_t)cols * L3__P512, scales = words / 8;
+    for (uint32_t r0 = 0; r0 < rows; r0 += 16) {
+        const uint8_t *row[16];
+        l3__panel_rows(row, w + r0 * row_bytes, row_bytes, rows - r0);
+        for (uint32_t b = 0; b < blocks; b += most) {
+            const uint32_t deep = blocks - b < most ? blocks - b : most;
+            if (type == L3_Q8_0) l3__panel_int8(L3_Q8_0, row, b, b + deep, panel, scale);
+            else l3__panel_int8(L3_Q4_0, row, b, b + deep, panel, scale);
+            for (uint32_t p = 0; p < n; p += L3__P512) {
+                const unsigned char *tile = x + p / L3__P512 * (words + 2 * scales), *xd = tile + words;
+                const size_t         at = (size_t)b * 4 * L3__P512;
+                l3__corner           c  = l3__corner_at(y + p * ys + r0, ys, rows - r0, n - p, L3__P512, edge);
+                if (b > 0) l3__corner_in(&c);
+                l3__tile_int8(panel, scale, tile + 8 * at, xd + at, xd + scales + at, deep, b == 0, c.at, c.stride);
+                l3__corner_out(&c);
+            }
+        }
+    }
+}
+
+static const l3__fast l3__fast_int8_avx2   = {l3__pack_int8, l3__int8_avx2, 1, 5};
+static const l3__fast l3__fast_int8_avx512 = {l3__pack_int8, l3__int8_avx512, 1, 5};
+static const l3__fast l3__fast_int4_avx512 = {l3__pack_int8_fours, l3__int8_avx512, 1, 5};
+static const l3__fast l3__gemm_int8_avx512 = {l3__pack_tiles_int8, l3__gemm_int8, L3__P512, 5};
+
+/* ---- the levels ---- */
+
+#define L3__ISA    avx2
+#define L3__W      8
+#define L3__P      6
+#define L3__TARGET L3__AVX2_TARGET
+#define L3__TABLES                                                                                                   \
+    static const l3__kernels l3__avx2_kernels = {L3_LEVEL_AVX2,                                                      \
+                                                 128,                                                                \
+                                                 L3__FLOAT_KERNELS,                                                  \
+                                                 {NULL, NULL, NULL, &l3__fast_int8_avx2, &l3__fast_int8_avx2, NULL}, \
+                                                 {&l3__fast_f32_avx2, &l3__fast_f32_avx2, &l3__fast_f32_avx2,        \
+                                                  &l3__fast_f32_avx2, &l3__fast_f32_avx2, &l3__fast_f32_avx2}};
+#include "l3.h"
+#undef L3__ISA
+#undef L3__W
+#undef L3__P
+#undef L3__TARGET
+#undef L3__TABLES
+
+#define L3__ISA    avx512
+#define L3__W      16
+#define L3__P      L3__P512
+#define L3__TARGET L3__AVX512_TARGET
+#define L3__TABLES                                                                                           \
+    static const l3__kernels l3__avx512_kernels = {                                                          \
+        L3_LEVEL_AVX512,                                                                                     \
+        128,                                                                                                 \
+        L3__FLOAT_KERNELS,                                                                                   \
+        {NULL, NULL, NULL, &l3__fast_int8_avx512, &l3__fast_int4_avx512, NULL},                              \
+        {&l3__fast_f32_avx512, &l3__fast_f32_avx512, &l3__fast_f32_avx512, &l3__gemm_int8_avx512,            \
+         &l3__gemm_int8_avx512, &l3__fast_f32_avx512}};                                                      \
+    static const l3__kernels l3__bf16_kernels = {                                                            \
+        L3_LEVEL_BF16,                                                                                       \
+        128,                                                                                                 \
+        L3__FLOAT_KERNELS,                                                                                   \
+        {NULL, NULL, NULL, &l3__fast_int8_avx512, &l3__fast_int4_avx512, NULL},                              \
+        {&l3__fast_f32_avx512, &l3__fast_bf16, &l3__fast_bf16, &l3__gemm_int8_avx512, &l3__gemm_int8_avx512, \
+         &l3__fast_bf16}};
+#include "l3.h"
+#undef L3__ISA
+#undef L3__W
+#undef L3__P
+#undef L3__TARGET
+#undef L3__TABLES
+#endif /* L3__X86 */
+
+L3_API const char *l3_level_name(int level) {
+    switch (level) {
+    case L3_LEVEL_BEST: return "best";
+    case L3_LEVEL_PLAIN: return "plain";
+    case L3_LEVEL_AVX2: return "avx2";
+    case L3_LEVEL_AVX512: return "avx512";
+    case L3_LEVEL_BF16: return "bf16";
+    default: return NULL;
+    }
+}
+
+/* The kernels of a level, or NULL where it does not work. */
+L3__FN const l3__kernels *l3__kernels_of(int level) {
+    if (level == L3_LEVEL_PLAIN) return &l3__plain_kernels;
+#if defined(L3__X86)
+    const bool avx2   = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                        __builtin_cpu_supports("avx512vnni");
+    if (level == L3_LEVEL_AVX2 && avx2) return &l3__avx2_kernels;
+    if (level == L3_LEVEL_AVX512 && avx512) return &l3__avx512_kernels;
+    if (level == L3_LEVEL_BF16 && avx512 && __builtin_cpu_supports("avx512bf16")) return &l3__bf16_kernels;
+#endif
+    return NULL;
+}
+
+L3_API bool l3_level_works(int level) { return level == L3_LEVEL_BEST || l3__kernels_of(level) != NULL; }
+
+/* What a configuration asks for, or NULL. */
+L3__FN const l3__kernels *l3__choose_kernels(int level) {
+    const l3__kernels *k = NULL;
+#if !defined(L3_NO_STDIO)
+    const char *name = level == L3_LEVEL_BEST ? getenv("L3_LEVEL") : NULL;
+    for (int i = L3_LEVEL_PLAIN; name && *name && level == L3_LEVEL_BEST; i++) {
+        if (!l3_level_name(i)) return NULL;
+        if (strcmp(name, l3_level_name(i)) == 0) level = i;
+    }
+#endif
+    if (level != L3_LEVEL_BEST) return l3__kernels_of(level);
+    for (int i = L3_LEVEL_BF16; !k; i--) k = l3__kernels_of(i);
+    return k;
+}
 /* >>threads ------------------------------------------------------------------------------------------------------- */
 
 L3__FN void l3__run(const l3_jobs *jobs, uint32_t n, void (*piece)(void *arg, uint32_t i), void *arg) {
@@ -1522,14 +2317,17 @@ typedef struct l3__chunk {
 } l3__chunk;
 
 struct l3_work {
-    const l3_lookup *layers;
-    uint32_t         n_layers, batch;
-    l3_work_config   config;
-    size_t           window_size;
-    unsigned char   *window[2]; /* [0] for everything that is read at once; [1] only where start/wait exist */
-    bool             async;     /* some layer's rows come through start/wait */
-    l3__cache        cache;
-    l3_stats         stats;
+    const l3_lookup   *layers;
+    uint32_t           n_layers, batch;
+    l3_work_config     config;
+    const l3__kernels *kernels;
+    bool               prefill; /* this pass may use kernels for many positions of one text */
+    unsigned char     *packed;  /* activations as l3__fast wants them */
+    size_t             window_size;
+    unsigned char     *window[2]; /* [0] for everything that is read at once; [1] only where start/wait exist */
+    bool               async;     /* some layer's rows come through start/wait */
+    l3__cache          cache;
+    l3_stats           stats;
 
     uint32_t   n, n_groups; /* positions and distinct tokens of this batch */
     int32_t   *tokens;      /* (batch,) */
@@ -1585,7 +2383,7 @@ L3__FN int l3__load_row(l3_work *w, const l3_tensor *t, uint32_t row, float *dst
     const uint64_t bytes = l3_row_bytes(t->type, t->cols);
     const uint8_t *p     = l3__bytes(w, t, bytes * row, (size_t)bytes, err);
     if (!p) return L3_ERR_IO;
-    l3_unpack(t->type, p, 0, t->cols, dst);
+    w->kernels->unpack(t->type, p, t->cols, dst);
     return L3_OK;
 }
 
@@ -1597,54 +2395,183 @@ L3__FN int l3__load_weight(l3_work *w, const l3_tensor *t, const float **weight,
     return l3__load_row(w, t, 0, w->vector, err);
 }
 
-typedef struct l3__matmul_job {
-    l3__matmul_fn  run;
+/* One of the products that share their activations: y (n, t->rows) with stride ys. */
+typedef struct l3__product {
+    const l3_tensor *t;
+    float           *y;
+    size_t           ys;
+} l3__product;
+
+/* Rows of weights that are in memory, as part of a job. */
+typedef struct l3__part {
     const uint8_t *weights;
     size_t         row_bytes;
-    uint32_t       rows, cols, n, rows_per_piece;
-    const float   *x;
+    uint32_t       rows;
+    int32_t        type;
     float         *y;
-    size_t         xs, ys;
+    size_t         ys;
+} l3__part;
+
+#define L3__MAX_PARTS 3
+
+typedef struct l3__matmul_job {
+    const l3__kernels   *kernels;
+    const l3__fast      *fast; /* how it is done, or NULL: by kernels->matmul */
+    const float         *x;
+    size_t               xs;
+    const unsigned char *packed;
+    uint32_t             cols, n, n_parts, units; /* a unit is 16 rows */
+    uint32_t             units_per_piece;
+    l3__part             parts[L3__MAX_PARTS];
 } l3__matmul_job;
 
+#define L3__UNIT 16u
+
+L3__FN void l3__matmul_part(const l3__matmul_job *j, const l3__part *p, uint32_t from, uint32_t rows) {
+    const uint8_t *w = p->weights + from * p->row_bytes;
+    if (j->fast) j->fast->multiply(p->type, w, p->row_bytes, rows, j->cols, j->packed, j->n, p->y + from, p->ys);
+    else
+        j->kernels->matmul[l3__type_index(p->type)](w, p->row_bytes, rows, j->cols, j->x, j->xs, j->n, p->y + from,
+                                                    p->ys);
+}
+
+/* Units i * units_per_piece ... of all parts together. */
 L3__FN void l3__matmul_piece(void *arg, uint32_t i) {
-    const l3__matmul_job *j    = (const l3__matmul_job *)arg;
-    const uint32_t        from = i * j->rows_per_piece, left = j->rows - from;
-    j->run(j->weights + from * j->row_bytes, j->row_bytes, left < j->rows_per_piece ? left : j->rows_per_piece, j->cols,
-           j->x, j->xs, j->n, j->y + from, j->ys);
+    const l3__matmul_job *j  = (const l3__matmul_job *)arg;
+    uint32_t              at = i * j->units_per_piece, end = at + j->units_per_piece, before = 0;
+    for (uint32_t k = 0; k < j->n_parts; k++) {
+        const l3__part *p     = &j->parts[k];
+        const uint32_t  units = (p->rows + L3__UNIT - 1) / L3__UNIT;
+        if (at < before + units && at < end) {
+            const uint32_t from = (at - before) * L3__UNIT, last = end < before + units ? end : before + units;
+            const uint32_t to = (last - before) * L3__UNIT;
+            l3__matmul_part(j, p, from, (to < p->rows ? to : p->rows) - from);
+            at = last;
+        }
+        before += units;
+    }
 }
 
-/* Splits rows into pieces of at least some microseconds, a few for each thread so that a slow one holds nobody up. */
-L3__FN void l3__matmul_rows(const l3_work *w, l3__matmul_job *j) {
-    const uint64_t products = (uint64_t)j->rows * j->cols * j->n, piece = 16384;
+/* Into how many pieces work is split: of at least some microseconds, a few for each thread so that a slow one holds nobody
+ * up. `units` at most. */
+L3__FN uint32_t l3__pieces(const l3_work *w, uint64_t products, uint32_t units) {
+    const uint64_t least  = w->kernels->level == L3_LEVEL_PLAIN ? 16384 : 65536;
     uint32_t       pieces = w->config.jobs.run ? w->config.jobs.width * 4 : 1;
-    if (products / piece < pieces) pieces = (uint32_t)(products / piece);
-    if (pieces > j->rows) pieces = j->rows;
-    if (pieces < 2) pieces = 1;
-    j->rows_per_piece = (j->rows + pieces - 1) / pieces;
-    l3__run(&w->config.jobs, (j->rows + j->rows_per_piece - 1) / j->rows_per_piece, l3__matmul_piece, j);
+    if (products / least < pieces) pieces = (uint32_t)(products / least);
+    if (pieces > units) pieces = units;
+    return pieces < 2 ? 1 : pieces;
 }
 
-/* y (n, t->rows) = x (n, t->cols) times t transposed; xs and ys are the strides of x and y in floats. Weights without a
- * mapping pass through the window, a few rows at a time, each once. */
-L3__FN int l3__matmul(l3_work *w, const l3_tensor *t, const float *x, size_t xs, uint32_t n, float *y, size_t ys,
-                      l3_error *err) {
-    l3__matmul_job j;
-    const uint32_t step = t->data ? t->rows : l3__rows_per_window(w, t);
-    j.run               = l3__matmul_for(t->type);
-    j.row_bytes         = (size_t)l3_row_bytes(t->type, t->cols);
-    j.cols = t->cols, j.n = n;
-    j.x = x, j.xs = xs, j.ys = ys;
-    for (uint32_t r = 0; r < t->rows; r += j.rows) {
-        j.rows    = t->rows - r < step ? t->rows - r : step;
-        j.y       = y + r;
-        j.weights = l3__bytes(w, t, (uint64_t)r * j.row_bytes, j.rows * j.row_bytes, err);
-        if (!j.weights) return L3_ERR_IO;
-        l3__matmul_rows(w, &j);
+L3__FN void l3__matmul_run(const l3_work *w, l3__matmul_job *j) {
+    uint64_t rows = 0;
+    j->units      = 0;
+    for (uint32_t k = 0; k < j->n_parts; k++) {
+        rows += j->parts[k].rows;
+        j->units += (j->parts[k].rows + L3__UNIT - 1) / L3__UNIT;
+    }
+    const uint32_t pieces = l3__pieces(w, rows * j->cols * j->n, j->units);
+    j->units_per_piece    = (j->units + pieces - 1) / pieces;
+    if (j->n_parts)
+        l3__run(&w->config.jobs, (j->units + j->units_per_piece - 1) / j->units_per_piece, l3__matmul_piece, j);
+    j->n_parts = 0;
+}
+
+/* How weights of a type are multiplied in this pass, or NULL: as they are. */
+L3__FN const l3__fast *l3__fast_for(const l3_work *w, int type) {
+    if (w->config.mode != L3_FAST) return NULL;
+    const int i = l3__type_index(type);
+    return w->prefill && w->kernels->prefill[i] ? w->kernels->prefill[i] : w->kernels->decode[i];
+}
+
+L3__FN uint64_t l3__packed_bytes(const l3__fast *f, uint32_t n, uint32_t cols) {
+    return f ? ((uint64_t)n + f->tile - 1) / f->tile * f->tile * (((uint64_t)cols + 31) / 32 * 8) * f->quarters : 0;
+}
+
+typedef struct l3__pack_job {
+    const l3__fast *fast;
+    const float    *x;
+    size_t          xs, bytes; /* of a tile */
+    int             type;
+    uint32_t        n, cols, tiles; /* of a piece */
+    unsigned char  *packed;
+} l3__pack_job;
+
+L3__FN void l3__pack_piece(void *arg, uint32_t i) {
+    const l3__pack_job *j    = (const l3__pack_job *)arg;
+    const uint32_t      from = i * j->tiles * j->fast->tile, left = j->n - from, most = j->tiles * j->fast->tile;
+    j->fast->pack(j->type, j->x + from * j->xs, j->xs, left < most ? left : most, j->cols,
+                  j->packed + i * j->tiles * j->bytes);
+}
+
+L3__FN void l3__pack_activations(const l3_work *w, const l3__matmul_job *m, int type) {
+    const l3__fast *f      = m->fast;
+    const uint32_t  tiles  = (m->n + f->tile - 1) / f->tile;
+    const uint32_t  pieces = l3__pieces(w, (uint64_t)m->n * m->cols * 8, tiles);
+    l3__pack_job    j      = {f,        m->x, m->xs,   (size_t)l3__packed_bytes(f, 1, m->cols),
+                              type,     m->n, m->cols, (tiles + pieces - 1) / pieces,
+                              w->packed};
+    l3__run(&w->config.jobs, (tiles + j.tiles - 1) / j.tiles, l3__pack_piece, &j);
+}
+
+/* Weights without a mapping pass through the window, a few rows at a time, each once. */
+L3__FN int l3__matmul_through_window(l3_work *w, l3__matmul_job *j, const l3__product *y, l3_error *err) {
+    const l3_tensor *t    = y->t;
+    const uint32_t   step = l3__rows_per_window(w, t);
+    const size_t     row  = (size_t)l3_row_bytes(t->type, t->cols);
+    for (uint32_t r = 0; r < t->rows; r += step) {
+        const uint32_t rows    = t->rows - r < step ? t->rows - r : step;
+        const uint8_t *weights = l3__bytes(w, t, (uint64_t)r * row, rows * row, err);
+        if (!weights) return L3_ERR_IO;
+        const l3__part part = {weights, row, rows, t->type, y->y + r, y->ys};
+        j->parts[0]         = part;
+        j->n_parts          = 1;
+        l3__matmul_run(w, j);
         const int code = l3__check_progress(w, err);
         if (code != L3_OK) return code;
     }
     return L3_OK;
+}
+
+/* Up to L3__MAX_PARTS products of the same activations x (n, cols), with stride xs in floats: Y = X t^T. */
+L3__FN int l3__matmuls(l3_work *w, const l3__product *products, uint32_t count, const float *x, size_t xs, uint32_t n,
+                       l3_error *err) {
+    l3__matmul_job j;
+    int            packed = -1; /* the type that the packed activations are for */
+    j.kernels = w->kernels, j.packed = w->packed;
+    j.x = x, j.xs = xs, j.cols = products[0].t->cols, j.n = n, j.n_parts = 0;
+    j.fast = NULL;
+    for (uint32_t i = 0; i < count; i++) {
+        const l3_tensor *t    = products[i].t;
+        const l3__fast  *fast = l3__fast_for(w, t->type);
+        if (fast != j.fast || (fast && packed != t->type)) {
+            l3__matmul_run(w, &j); /* what was collected for other activations */
+            j.fast = fast;
+            packed = t->type;
+            if (fast) l3__pack_activations(w, &j, t->type);
+        }
+        if (t->data) {
+            const l3__part part  = {(const uint8_t *)t->data,
+                                    (size_t)l3_row_bytes(t->type, t->cols),
+                                    t->rows,
+                                    t->type,
+                                    products[i].y,
+                                    products[i].ys};
+            j.parts[j.n_parts++] = part;
+            continue;
+        }
+        l3__matmul_run(w, &j);
+        const int code = l3__matmul_through_window(w, &j, &products[i], err);
+        if (code != L3_OK) return code;
+    }
+    l3__matmul_run(w, &j);
+    return l3__check_progress(w, err);
+}
+
+/* y (n, t->rows) = x (n, t->cols) times t transposed; xs and ys are the strides of x and y in floats. */
+L3__FN int l3__matmul(l3_work *w, const l3_tensor *t, const float *x, size_t xs, uint32_t n, float *y, size_t ys,
+                      l3_error *err) {
+    const l3__product product = {t, y, ys};
+    return l3__matmuls(w, &product, 1, x, xs, n, err);
 }
 
 /* Where the rows of a token lie; every offset is checked when it is used, so a driver that lies harms nobody. */
@@ -1867,7 +2794,7 @@ L3__FN int l3__start_ahead(l3_work *w, uint32_t layer, l3_error *err) {
 
 L3__FN void l3__hint_token(l3_work *w, uint32_t layer, int32_t token) {
     const l3_tensor *t = &w->layers[layer].rows;
-    uint32_t         first, rows;
+    uint32_t         first = 0, rows = 0;
     if (!t->source || !t->source->hint || l3__cache_find(&w->cache, layer, token)) return;
     if (l3__span(w, layer, token, &first, &rows, NULL) != L3_OK || rows == 0) return;
     const uint64_t row = l3_row_bytes(t->type, t->cols);
@@ -1912,12 +2839,12 @@ L3__FN void l3__attend_row(l3_work *w, uint32_t p, float score, const float *val
         const float shrink = l3__expf(w->peak[p] - score);
         w->peak[p]         = score;
         w->total[p] *= shrink;
-        for (uint32_t i = 0; i < n; i++) sum[i] *= shrink;
+        w->kernels->scale(sum, shrink, n);
     } else {
         weight = l3__expf(score - w->peak[p]);
     }
     w->total[p] += weight;
-    l3__add_scaled(sum, value, weight, n);
+    w->kernels->add_scaled(sum, value, weight, n);
 }
 
 L3__FN void l3__attend_chunk(l3_work *w, const l3__chunk *c) {
@@ -1926,12 +2853,13 @@ L3__FN void l3__attend_chunk(l3_work *w, const l3__chunk *c) {
     const size_t     row = (size_t)l3_row_bytes(l->rows.type, l->rows.cols);
     const float     *key = w->row, *value = w->row + (l->tied ? 0 : l->key_length);
     for (uint32_t r = 0; r < c->rows; r++) {
-        l3_unpack(l->rows.type, c->bytes + r * row, 0, l->rows.cols, w->row);
-        const float scale =
-            l->key_norm ? l->score_scale * l3__rms_scale(key, l->key_length, l->norm_epsilon) : l->score_scale;
+        w->kernels->unpack(l->rows.type, c->bytes + r * row, l->rows.cols, w->row);
+        const float scale = l->key_norm
+                                ? l->score_scale * l3__rms_scale(w->kernels, key, l->key_length, l->norm_epsilon)
+                                : l->score_scale;
         for (uint32_t i = g->begin; i < g->end; i++) {
             const uint32_t p = w->order[i];
-            const float    s = l3__dot(key, w->query + (size_t)p * l->key_length, l->key_length) * scale;
+            const float    s = w->kernels->dot(key, w->query + (size_t)p * l->key_length, l->key_length) * scale;
             l3__attend_row(w, p, s, value, l->value_length);
         }
     }
@@ -1978,7 +2906,8 @@ L3__FN int l3__make_queries(l3_work *w, const l3_lookup *l, const float *x, l3_e
     const int    code   = l->query_norm ? l3__load_weight(w, &l->query_norm_weight, &weight, err) : L3_OK;
     if (code != L3_OK) return code;
     for (uint32_t p = 0; p < w->n; p++) {
-        if (l->query_norm) l3__rms_norm(x + p * d, weight, l->key_length, l->norm_epsilon, w->query + p * d);
+        if (l->query_norm)
+            l3__rms_norm(w->kernels, x + p * d, weight, l->key_length, l->norm_epsilon, w->query + p * d);
         else memcpy(w->query + p * d, x + p * d, d * sizeof(float));
         w->peak[p]  = l3__as_float(0xff800000u); /* -infinity */
         w->total[p] = 0;
@@ -2003,11 +2932,11 @@ L3__FN int l3__make_up(l3_work *w, const l3_lookup *l, l3_error *err) {
     for (uint32_t p = 0; p < w->n; p++) {
         float *u = w->mix + p * stride;
         if (l->layer_norm) l3__center(u, l->up_length); /* the rest of layer norm is RMSNorm */
-        l3__rms_norm(u, weight, l->up_length, l->norm_epsilon, u);
+        l3__rms_norm(w->kernels, u, weight, l->up_length, l->norm_epsilon, u);
     }
     if (!l3__present(&l->up_norm_bias)) return L3_OK;
     if ((code = l3__load_weight(w, &l->up_norm_bias, &weight, err)) != L3_OK) return code;
-    for (uint32_t p = 0; p < w->n; p++) l3__add_scaled(w->mix + p * stride, weight, 1.0f, l->up_length);
+    for (uint32_t p = 0; p < w->n; p++) w->kernels->add_scaled(w->mix + p * stride, weight, 1.0f, l->up_length);
     return L3_OK;
 }
 
@@ -2039,14 +2968,21 @@ L3_API l3_stats l3_work_stats(const l3_work *w) { return w->stats; }
 
 /* What a work must be wide enough for: the layers', and whatever a model adds. */
 typedef struct l3__widths {
-    uint64_t window; /* least window in bytes */
-    uint32_t vector; /* longest norm weight */
-    uint32_t align;  /* of windows */
-    bool     start;  /* some source has start */
+    uint64_t window;            /* least window in bytes */
+    uint32_t vector;            /* longest norm weight */
+    uint32_t align;             /* of windows */
+    bool     start;             /* some source has start */
+    uint32_t cols[L3__N_TYPES]; /* widest matrix of each type */
 } l3__widths;
 
+L3__FN void l3__need_cols(l3__widths *x, const l3_tensor *t) {
+    if (!l3__present(t)) return;
+    uint32_t *cols = &x->cols[l3__type_index(t->type)];
+    if (*cols < t->cols) *cols = t->cols;
+}
+
 L3__FN l3__widths l3__lookup_widths(const l3_lookup *layers, uint32_t n) {
-    l3__widths x = {0, 0, 1, false};
+    l3__widths x = {0, 0, 1, false, {0, 0, 0, 0, 0, 0}};
     for (uint32_t i = 0; i < n; i++) {
         const l3_lookup *l    = &layers[i];
         const l3_source *s    = l->rows.source;
@@ -2056,6 +2992,8 @@ L3__FN l3__widths l3__lookup_widths(const l3_lookup *layers, uint32_t n) {
         if (x.vector < l->up_length) x.vector = l->up_length;
         if (x.align < l3__lookup_align(l)) x.align = l3__lookup_align(l);
         if (!l->rows.data && s && s->start) x.start = true;
+        l3__need_cols(&x, &l->up);
+        l3__need_cols(&x, &l->mix);
     }
     return x;
 }
@@ -2077,6 +3015,18 @@ L3__FN void l3__scratch_layout(l3__arena *a, l3_work *w) {
     w->out   = (float *)l3__take(a, (uint64_t)w->batch * key, sizeof(float));
 }
 
+/* Bytes of packed activations: the most that a matrix of any type needs for a whole batch. */
+L3__FN uint64_t l3__most_packed(const l3_work *w, const l3__widths *widths) {
+    uint64_t most = 0;
+    for (int i = 0; i < L3__N_TYPES; i++) {
+        const l3__fast *const fast[2] = {w->kernels->decode[i], w->kernels->prefill[i]};
+        for (int k = 0; k < 2 && w->config.mode == L3_FAST && widths->cols[i]; k++)
+            if (most < l3__packed_bytes(fast[k], w->batch, widths->cols[i]))
+                most = l3__packed_bytes(fast[k], w->batch, widths->cols[i]);
+    }
+    return most;
+}
+
 /* Everything of a work that lives longer than one layer. False if the window is too small. */
 L3__FN bool l3__work_layout(l3__arena *a, l3_work *w, const l3_lookup *layers, uint32_t n_layers,
                             const l3_work_config *config, const l3__widths *widths) {
@@ -2084,9 +3034,11 @@ L3__FN bool l3__work_layout(l3__arena *a, l3_work *w, const l3_lookup *layers, u
     uint32_t row    = 0;
     memset(w, 0, sizeof *w);
     if (config) w->config = *config;
+    w->kernels = l3__choose_kernels((int)w->config.level);
+    if (!w->kernels) return false;
     w->layers   = layers;
     w->n_layers = n_layers;
-    w->batch    = w->config.batch ? w->config.batch : 32;
+    w->batch    = w->config.batch ? w->config.batch : w->kernels->batch;
     w->planned  = UINT32_MAX;
     w->async    = widths->start;
     if (!w->config.window && window < widths->window) window = widths->window;
@@ -2104,6 +3056,7 @@ L3__FN bool l3__work_layout(l3__arena *a, l3_work *w, const l3_lookup *layers, u
     w->groups = (l3__group *)l3__take(a, n_layers ? w->batch : 0, sizeof(l3__group));
     w->vector = (float *)l3__take(a, widths->vector, sizeof(float));
     w->row    = (float *)l3__take(a, row, sizeof(float));
+    w->packed = (unsigned char *)l3__take(a, l3__most_packed(w, widths), 1);
     return true;
 }
 
@@ -2137,10 +3090,21 @@ L3__FN int l3__window_error(l3_error *err, uint64_t window, uint64_t least) {
                     least);
 }
 
+L3__FN int l3__check_level(const l3_work_config *config, l3_error *err) {
+    const int level = config ? (int)config->level : L3_LEVEL_BEST;
+    if (l3__choose_kernels(level)) return L3_OK;
+    return l3__fail(err, L3_ERR_ARGUMENT, 0, "the level %s does not work on this machine or in this build",
+                    level == L3_LEVEL_BEST ? "that L3_LEVEL names"
+                    : l3_level_name(level) ? l3_level_name(level)
+                                           : "asked for");
+}
+
 L3_API int l3_work_init(l3_work **work, const l3_lookup *layers, uint32_t n_layers, const l3_work_config *config,
                         void *mem, size_t size, l3_error *err) {
     const size_t least = l3_work_window_min(layers, n_layers);
     if (config && config->window && config->window < least) return l3__window_error(err, config->window, least);
+    const int works = l3__check_level(config, err);
+    if (works != L3_OK) return works;
     const int code = l3__check_block(mem, size, l3_work_size(layers, n_layers, config), err);
     if (code != L3_OK) return code;
     for (uint32_t i = 0; i < n_layers; i++)
@@ -2455,6 +3419,431 @@ L3_API int l3_alloc_finish(l3_alloc *x, uint32_t row_count, uint32_t max_rows, i
 }
 #endif
 #endif /* L3_IMPLEMENTATION */
+
+/* >>kernels ------------------------------------------------------------------------------------------------------- */
+
+/* Read once for every instruction set L3__ISA by the section >>vectors above, which defines L3__W and L3__TARGET. What has a
+ * plain C twin in >>matmul gives the same bits as that. */
+#ifdef L3__ISA
+#define L3__JOIN2(a, b) a##_##b
+#define L3__JOIN(a, b)  L3__JOIN2(a, b)
+#define L3__K(name)     L3__JOIN(l3__##name, L3__ISA) /* l3__dot_avx2, ... */
+#define L3__PARTS       (L3__LANES / L3__W)           /* vectors that make up the lanes */
+#define L3__KERNEL      static __attribute__((unused, target(L3__TARGET)))
+#define L3__PART        static inline __attribute__((always_inline, unused, target(L3__TARGET)))
+#define L3__VF          L3__K(v)
+
+/* What 4 rows need L3__AHEAD bytes after element i of all of them. */
+L3__PART void L3__K(prefetch4)(const int type, const uint8_t *w, uint32_t i) {
+    switch (type) {
+    case L3_F32: l3__prefetch(w + L3__AHEAD + (size_t)i * 16, 512); break;
+    case L3_F16:
+    case L3_BF16: l3__prefetch(w + L3__AHEAD + (size_t)i * 8, 256); break;
+    case L3_Q8_0: l3__prefetch(w + L3__AHEAD + (size_t)i / 32 * 136, 136); break;
+    case L3_Q4_0: l3__prefetch(w + L3__AHEAD + (size_t)i / 32 * 72, 72); break;
+    default: break;
+    }
+}
+
+/* Elements first ... first + 31 of a row, to vectors. */
+L3__PART void L3__K(weights32)(const int type, const uint8_t *row, uint32_t first, L3__VF *w) {
+    const uint8_t *q;
+    float          values[32];
+    switch (type) {
+    case L3_F32: {
+        const void *p                   = row + (size_t)first * 4;
+        L3__EACH(j, 2 * L3__PARTS) w[j] = L3__K(load)((const float *)p + j * L3__W);
+        break;
+    }
+    case L3_F16: L3__EACH(j, 2 * L3__PARTS) w[j] = L3__K(from_f16)(row + ((size_t)first + j * L3__W) * 2); break;
+    case L3_BF16: L3__EACH(j, 2 * L3__PARTS) w[j] = L3__K(from_bf16)(row + ((size_t)first + j * L3__W) * 2); break;
+    case L3_Q8_0: {
+        q                               = row + (size_t)(first / 32) * 34;
+        const L3__VF scale              = L3__K(all)(l3__from_f16(l3__le16(q)));
+        L3__EACH(j, 2 * L3__PARTS) w[j] = L3__K(times)(scale, L3__K(from_i8)(q + 2 + j * L3__W));
+        break;
+    }
+    case L3_Q4_0: {
+        q                               = row + (size_t)(first / 32) * 18;
+        const L3__VF scale              = L3__K(all)(l3__from_f16(l3__le16(q)));
+        L3__EACH(j, 2 * L3__PARTS) w[j] = L3__K(times)(scale, L3__K(from_q4)(q + 2, (uint32_t)j * L3__W));
+        break;
+    }
+    default:
+        l3__unpack_q6_k(row, first, 32, values);
+        L3__EACH(j, 2 * L3__PARTS) w[j] = L3__K(load)(values + j * L3__W);
+        break;
+    }
+}
+
+/* y[p * ys + r] = row r times x[p], for `rows` rows and `n` positions, both constants. */
+L3__PART void L3__K(dots)(const int type, const uint8_t *w, size_t row_bytes, uint32_t cols, const float *x, size_t xs,
+                          const size_t rows, const size_t n, float *y, size_t ys) {
+    L3__VF   lane[4][4][L3__PARTS], v[2 * L3__PARTS];
+    uint32_t i                                                            = 0;
+    L3__EACH(r, rows) L3__EACH(p, n) L3__EACH(j, L3__PARTS) lane[r][p][j] = L3__K(all)(0.0f);
+    for (; i + 32 <= cols; i += 32) {
+        if (rows == 4) L3__K(prefetch4)(type, w, i);
+        L3__EACH(r, rows) {
+            L3__K(weights32)(type, w + r * row_bytes, i, v);
+            L3__EACH(p, n) {
+                L3__EACH(j, 2 * L3__PARTS) {
+                    L3__VF *sum = &lane[r][p][j % L3__PARTS];
+                    *sum        = L3__K(plus)(*sum, L3__K(times)(v[j], L3__K(load)(x + p * xs + i + j * L3__W)));
+                }
+            }
+        }
+    }
+    if (i == cols) {
+        L3__EACH(r, rows) L3__EACH(p, n) y[p * ys + r] = L3__K(sum)(lane[r][p]);
+        return;
+    }
+    for (size_t r = 0; r < rows; r++)
+        for (size_t p = 0; p < n; p++) {
+            float lanes[L3__LANES], tail[32];
+            for (size_t j = 0; j < L3__PARTS; j++) L3__K(store)(lanes + j * L3__W, lane[r][p][j]);
+            l3__unpacker(type)(w + r * row_bytes, i, cols - i, tail);
+            l3__lanes_add(lanes, tail, x + p * xs + i, cols - i);
+            y[p * ys + r] = l3__lanes_sum(lanes);
+        }
+}
+
+L3__PART void L3__K(matmul)(const int type, const uint8_t *w, size_t row_bytes, uint32_t rows, uint32_t cols,
+                            const float *x, size_t xs, uint32_t n, float *y, size_t ys) {
+    uint32_t p = 0;
+    for (; p + 4 <= n; p += 4)
+        for (uint32_t r = 0; r < rows; r++)
+            L3__K(dots)(type, w + r * row_bytes, row_bytes, cols, x + p * xs, xs, 1, 4, y + p * ys + r, ys);
+    for (; p < n; p++) {
+        uint32_t r = 0;
+        for (; r + 4 <= rows; r += 4)
+            L3__K(dots)(type, w + r * row_bytes, row_bytes, cols, x + p * xs, xs, 4, 1, y + p * ys + r, ys);
+        for (; r < rows; r++)
+            L3__K(dots)(type, w + r * row_bytes, row_bytes, cols, x + p * xs, xs, 1, 1, y + p * ys + r, ys);
+    }
+}
+
+#define L3__MATMUL_OF(name, type)                                                                          \
+    L3__KERNEL void L3__K(matmul_##name)(const uint8_t *w, size_t row_bytes, uint32_t rows, uint32_t cols, \
+                                         const float *x, size_t xs, uint32_t n, float *y, size_t ys) {     \
+        L3__K(matmul)(type, w, row_bytes, rows, cols, x, xs, n, y, ys);                                    \
+    }
+L3__MATMUL_OF(f32, L3_F32)
+L3__MATMUL_OF(f16, L3_F16)
+L3__MATMUL_OF(bf16, L3_BF16)
+L3__MATMUL_OF(q8_0, L3_Q8_0)
+L3__MATMUL_OF(q4_0, L3_Q4_0)
+L3__MATMUL_OF(q6_k, L3_Q6_K)
+#undef L3__MATMUL_OF
+
+L3__KERNEL float L3__K(dot)(const float *a, const float *b, uint32_t n) {
+    const void *row = a;
+    float       y;
+    L3__K(dots)(L3_F32, (const uint8_t *)row, 0, n, b, 0, 1, 1, &y, 0);
+    return y;
+}
+
+L3__KERNEL void L3__K(unpack)(int type, const uint8_t *row, uint32_t n, float *dst) {
+    uint32_t i = 0;
+    for (; i + 32 <= n; i += 32) {
+        L3__VF v[2 * L3__PARTS];
+        switch (type) {
+        case L3_F32: L3__K(weights32)(L3_F32, row, i, v); break;
+        case L3_F16: L3__K(weights32)(L3_F16, row, i, v); break;
+        case L3_BF16: L3__K(weights32)(L3_BF16, row, i, v); break;
+        case L3_Q8_0: L3__K(weights32)(L3_Q8_0, row, i, v); break;
+        case L3_Q4_0: L3__K(weights32)(L3_Q4_0, row, i, v); break;
+        default: L3__K(weights32)(L3_Q6_K, row, i, v); break;
+        }
+        L3__EACH(j, 2 * L3__PARTS) L3__K(store)(dst + i + j * L3__W, v[j]);
+    }
+    if (i < n) l3__unpacker(type)(row, i, n - i, dst + i);
+}
+
+L3__KERNEL void L3__K(add_scaled)(float *acc, const float *row, float weight, size_t n) {
+    const L3__VF v = L3__K(all)(weight);
+    size_t       i = 0;
+    for (; i + L3__W <= n; i += L3__W)
+        L3__K(store)(acc + i, L3__K(plus)(L3__K(load)(acc + i), L3__K(times)(v, L3__K(load)(row + i))));
+    for (; i < n; i++) acc[i] += weight * row[i];
+}
+
+L3__KERNEL void L3__K(scale)(float *x, float factor, size_t n) {
+    const L3__VF v = L3__K(all)(factor);
+    size_t       i = 0;
+    for (; i + L3__W <= n; i += L3__W) L3__K(store)(x + i, L3__K(times)(L3__K(load)(x + i), v));
+    for (; i < n; i++) x[i] *= factor;
+}
+
+L3__KERNEL void L3__K(normalize)(const float *x, const float *weight, float scale, size_t n, float *y) {
+    const L3__VF v = L3__K(all)(scale);
+    size_t       i = 0;
+    for (; i + L3__W <= n; i += L3__W) {
+        const L3__VF t = L3__K(times)(L3__K(load)(x + i), v);
+        L3__K(store)(y + i, weight ? L3__K(times)(t, L3__K(load)(weight + i)) : t);
+    }
+    for (; i < n; i++) y[i] = weight ? x[i] * scale * weight[i] : x[i] * scale;
+}
+
+/* l3__expf for every element, operation by operation. */
+L3__PART L3__VF L3__K(exp)(L3__VF x) {
+    const L3__VF big = L3__K(all)(12582912.0f), one = L3__K(all)(1.0f);
+    const L3__VF shifted = L3__K(plus)(L3__K(times)(x, L3__K(all)(1.44269504088896341f)), big);
+    const L3__VF n       = L3__K(plus)(shifted, L3__K(all)(-12582912.0f));
+    const L3__VF r       = L3__K(plus)(L3__K(plus)(x, L3__K(times)(n, L3__K(all)(-0.693359375f))),
+                                 L3__K(times)(n, L3__K(all)(2.12194440e-4f)));
+    L3__VF       p       = L3__K(all)(1.9875691500e-4f);
+    p                    = L3__K(plus)(L3__K(times)(p, r), L3__K(all)(1.3981999507e-3f));
+    p                    = L3__K(plus)(L3__K(times)(p, r), L3__K(all)(8.3334519073e-3f));
+    p                    = L3__K(plus)(L3__K(times)(p, r), L3__K(all)(4.1665795894e-2f));
+    p                    = L3__K(plus)(L3__K(times)(p, r), L3__K(all)(1.6666665459e-1f));
+    p                    = L3__K(plus)(L3__K(times)(p, r), L3__K(all)(5.0000001201e-1f));
+    p                    = L3__K(plus)(L3__K(plus)(L3__K(times)(L3__K(times)(p, r), r), r), one);
+    L3__VF y             = L3__K(scale2)(p, shifted);
+    y                    = L3__K(above)(x, L3__K(all)(88.72f), L3__K(all)(l3__as_float(0x7f800000u)), y);
+    y                    = L3__K(above)(x, L3__K(all)(-86.6f), y, L3__K(all)(0.0f));
+    return L3__K(keep_nan)(y, x);
+}
+
+L3__KERNEL void L3__K(swiglu)(float *gate, const float *up, size_t n) {
+    const L3__VF one = L3__K(all)(1.0f), zero = L3__K(all)(0.0f);
+    size_t       i = 0;
+    for (; i + L3__W <= n; i += L3__W) {
+        const L3__VF g = L3__K(load)(gate + i);
+        const L3__VF e = L3__K(exp)(L3__K(minus)(zero, g));
+        L3__K(store)(gate + i, L3__K(times)(L3__K(over)(g, L3__K(plus)(one, e)), L3__K(load)(up + i)));
+    }
+    for (; i < n; i++) gate[i] = gate[i] / (1.0f + l3__expf(-gate[i])) * up[i];
+}
+
+/* The 32 scores of a tile: scaled, -infinity from n on; returns the highest, or `high`. */
+L3__KERNEL float L3__K(scale_scores)(float *w, uint32_t n, float scale, float high) {
+    const L3__VF v = L3__K(all)(scale);
+    L3__VF       m = L3__K(all)(high);
+    float        most[L3__W];
+    for (uint32_t i = n; i < L3__TILE; i++) w[i] = l3__as_float(0xff800000u);
+    L3__EACH(j, L3__TILE / L3__W) {
+        const L3__VF s = L3__K(times)(L3__K(load)(w + j * L3__W), v);
+        L3__K(store)(w + j * L3__W, s);
+        m = L3__K(max)(s, m);
+    }
+    L3__K(store)(most, m);
+    for (size_t i = 0; i < L3__W; i++)
+        if (most[i] > high) high = most[i];
+    return high;
+}
+
+/* w = exp(w - peak) for a tile of 32; returns the sum. */
+L3__KERNEL float L3__K(exp_scores)(float *w, float peak) {
+    const L3__VF v = L3__K(all)(peak);
+    L3__VF       lane[L3__PARTS];
+    L3__EACH(j, L3__PARTS) {
+        const L3__VF a = L3__K(exp)(L3__K(minus)(L3__K(load)(w + j * L3__W), v));
+        const L3__VF b = L3__K(exp)(L3__K(minus)(L3__K(load)(w + L3__LANES + j * L3__W), v));
+        L3__K(store)(w + j * L3__W, a);
+        L3__K(store)(w + L3__LANES + j * L3__W, b);
+        lane[j] = L3__K(plus)(a, b);
+    }
+    return L3__K(sum)(lane);
+}
+
+/* out (cols,) += the sum of n rows weighted by w; 32 columns at a time stay in registers. */
+L3__PART void L3__K(weigh)(const int type, const uint8_t *rows, size_t row_bytes, const float *w, uint32_t n,
+                           float *out, uint32_t cols) {
+    uint32_t i = 0;
+    for (; i + 32 <= cols; i += 32) {
+        L3__VF sum[2 * L3__PARTS], v[2 * L3__PARTS];
+        L3__EACH(j, 2 * L3__PARTS) sum[j] = L3__K(load)(out + i + j * L3__W);
+        for (uint32_t t = 0; t < n; t++) {
+            const L3__VF weight = L3__K(all)(w[t]);
+            L3__K(weights32)(type, rows + t * row_bytes, i, v);
+            L3__EACH(j, 2 * L3__PARTS) sum[j] = L3__K(plus)(sum[j], L3__K(times)(weight, v[j]));
+        }
+        L3__EACH(j, 2 * L3__PARTS) L3__K(store)(out + i + j * L3__W, sum[j]);
+    }
+    for (uint32_t t = 0; i < cols && t < n; t++) {
+        float v[32];
+        l3__unpacker(type)(rows + t * row_bytes, i, cols - i, v);
+        for (uint32_t j = 0; j < cols - i; j++) out[i + j] += w[t] * v[j];
+    }
+}
+
+L3__KERNEL void L3__K(weigh_rows)(int type, const uint8_t *rows, size_t row_bytes, const float *w, uint32_t n,
+                                  float *out, uint32_t cols) {
+    if (type == L3_F32) L3__K(weigh)(L3_F32, rows, row_bytes, w, n, out, cols);
+    else if (type == L3_F16) L3__K(weigh)(L3_F16, rows, row_bytes, w, n, out, cols);
+    else L3__K(weigh)(L3_Q8_0, rows, row_bytes, w, n, out, cols);
+}
+
+/* ---- L3_FAST: products of packed activations (l3__pack_of) ---- */
+
+/* Panels of 16 rows, L3__DEPTH words of 32 bits deep: word k of row r lies at panel[k * 16 + r]. */
+
+/* 32 elements of 16 rows from element k on, as floats. Rows may be one and the same. */
+L3__PART void L3__K(panel32)(const int type, const uint8_t *const *rows, uint32_t k, float *panel) {
+    for (uint32_t g = 0; g < 16; g += L3__W) {
+        L3__VF v[L3__W][2 * L3__PARTS], t[L3__W];
+        L3__EACH(r, L3__W) L3__K(weights32)(type, rows[g + r], k, v[r]);
+        L3__EACH(j, 2 * L3__PARTS) {
+            L3__EACH(r, L3__W) t[r] = v[r][j];
+            L3__K(transpose)(t);
+            L3__EACH(c, L3__W) L3__K(store)(panel + (j * L3__W + c) * 16 + g, t[c]);
+        }
+    }
+}
+
+/* The same of the last n < 32 elements of a row, with zeros behind them. */
+static L3__UNUSED void L3__K(panel_tail)(int type, const uint8_t *const *rows, uint32_t k, uint32_t n, float *panel) {
+    float v[32];
+    memset(panel, 0, 32 * 16 * sizeof *panel);
+    for (uint32_t r = 0; r < 16; r++) {
+        l3__unpacker(type)(rows[r], k, n, v);
+        for (uint32_t i = 0; i < n; i++) panel[i * 16 + r] = v[i];
+    }
+}
+
+L3__KERNEL void L3__K(panel_f32)(int type, const uint8_t *const *rows, uint32_t first, uint32_t cols, void *to) {
+    float *panel = (float *)to;
+    for (uint32_t k = first; k < cols; k += 32, panel += 32 * 16) {
+        if (cols - k < 32) L3__K(panel_tail)(type, rows, k, cols - k, panel);
+        else if (type == L3_F32) L3__K(panel32)(L3_F32, rows, k, panel);
+        else if (type == L3_F16) L3__K(panel32)(L3_F16, rows, k, panel);
+        else if (type == L3_BF16) L3__K(panel32)(L3_BF16, rows, k, panel);
+        else if (type == L3_Q8_0) L3__K(panel32)(L3_Q8_0, rows, k, panel);
+        else if (type == L3_Q4_0) L3__K(panel32)(L3_Q4_0, rows, k, panel);
+        else L3__K(panel32)(L3_Q6_K, rows, k, panel);
+    }
+}
+
+/* c (L3__P, 16) = or += panel times `depth` words of a tile of activations. */
+L3__KERNEL void L3__K(tile_f32)(const void *w_panel, const void *x_tile, uint32_t depth, bool first, float *c,
+                                size_t cs) {
+    const float *panel = (const float *)w_panel, *x = (const float *)x_tile;
+    L3__VF       sum[L3__P][L3__PARTS], w[L3__PARTS];
+    L3__EACH(p, L3__P) {
+        L3__EACH(j, L3__PARTS) sum[p][j] = first ? L3__K(all)(0.0f) : L3__K(load)(c + p * cs + j * L3__W);
+    }
+    for (; depth > 0; depth--, panel += 16, x += L3__P) {
+        L3__EACH(j, L3__PARTS) w[j] = L3__K(load)(panel + j * L3__W);
+        L3__EACH(p, L3__P) {
+            const L3__VF v                   = L3__K(all)(x[p]);
+            L3__EACH(j, L3__PARTS) sum[p][j] = L3__K(fma)(w[j], v, sum[p][j]);
+        }
+    }
+    L3__EACH(p, L3__P) { L3__EACH(j, L3__PARTS) L3__K(store)(c + p * cs + j * L3__W, sum[p][j]); }
+}
+
+/* Tiles of L3__P positions: word k of position p lies at k * L3__P + p. */
+L3__KERNEL void L3__K(pack_f32)(int type, const float *x, size_t xs, uint32_t n, uint32_t cols, unsigned char *dst) {
+    const uint32_t depth = (cols + 31) / 32 * 32;
+    void          *first = dst;
+    float         *tile  = (float *)first;
+    (void)type;
+    for (uint32_t p0 = 0; p0 < n; p0 += L3__P, tile += (size_t)depth * L3__P)
+        for (uint32_t k = 0; k < depth; k++)
+            for (uint32_t p = 0; p < L3__P; p++)
+                tile[(size_t)k * L3__P + p] = p0 + p < n && k < cols ? x[(p0 + p) * xs + k] : 0.0f;
+}
+
+L3__KERNEL void L3__K(gemm_f32)(int type, const uint8_t *w, size_t row_bytes, uint32_t rows, uint32_t cols,
+                                const unsigned char *x, uint32_t n, float *y, size_t ys) {
+    l3__gemm(L3__K(panel_f32), L3__K(tile_f32), 1, L3__P, type, w, row_bytes, rows, cols, x, n, y, ys);
+}
+static const l3__fast L3__K(fast_f32) = {L3__K(pack_f32), L3__K(gemm_f32), L3__P, 16};
+
+#if L3__W == 16
+/* The same in bf16, words being pairs of elements. */
+#define L3__BF16_KERNEL static __attribute__((unused, target(L3__AVX512_TARGET ",avx512bf16")))
+
+/* 32 floats, rounded to nearest even, as 16 words. */
+L3__BF16_KERNEL inline __m512 l3__round_bf16(__m512 low, __m512 high) {
+    const __m512bh h = _mm512_cvtne2ps_pbh(high, low);
+    __m512         words;
+    memcpy(&words, &h, sizeof words);
+    return words;
+}
+
+L3__BF16_KERNEL void l3__panel_bf16(int type, const uint8_t *const *rows, uint32_t first, uint32_t end, void *panel) {
+    float *to = (float *)panel, tail[32 * 16];
+    for (uint32_t k = first; k < end; k += 32, to += 16 * 16) {
+        __m512 t[16], v[2];
+        if (end - k < 32) L3__K(panel_tail)(type, rows, k, end - k, tail);
+        L3__EACH(r, 16) {
+            if (end - k < 32) {
+                float x[32];
+                for (size_t i = 0; i < 32; i++) x[i] = tail[i * 16 + r];
+                v[0] = _mm512_loadu_ps(x), v[1] = _mm512_loadu_ps(x + 16);
+            } else if (type == L3_BF16) {
+                t[r] = _mm512_loadu_ps(rows[r] + (size_t)k * 2);
+                continue;
+            } else if (type == L3_F16) {
+                L3__K(weights32)(L3_F16, rows[r], k, v);
+            } else {
+                L3__K(weights32)(L3_Q6_K, rows[r], k, v);
+            }
+            t[r] = l3__round_bf16(v[0], v[1]);
+        }
+        l3__transpose_avx512(t);
+        L3__EACH(c, 16) _mm512_storeu_ps(to + c * 16, t[c]);
+    }
+}
+
+L3__BF16_KERNEL void l3__tile_bf16(const void *panel, const void *x, uint32_t depth, bool first, float *c, size_t cs) {
+    const unsigned char *w = (const unsigned char *)panel, *a = (const unsigned char *)x;
+    __m512               sum[L3__P];
+    L3__EACH(p, L3__P) sum[p] = first ? _mm512_setzero_ps() : _mm512_loadu_ps(c + p * cs);
+    for (; depth > 0; depth--, w += 64, a += 4 * L3__P) {
+        __m512bh pairs, all;
+        memcpy(&pairs, w, 64);
+        L3__EACH(p, L3__P) {
+            const __m512i word = _mm512_set1_epi32(l3__word(a + 4 * p));
+            memcpy(&all, &word, 64);
+            sum[p] = _mm512_dpbf16_ps(sum[p], pairs, all);
+        }
+    }
+    L3__EACH(p, L3__P) _mm512_storeu_ps(c + p * cs, sum[p]);
+}
+
+L3__BF16_KERNEL void l3__pack_bf16(int type, const float *x, size_t xs, uint32_t n, uint32_t cols, unsigned char *dst) {
+    const uint32_t depth = (cols + 31) / 32 * 16;
+    (void)type;
+    for (uint32_t p0 = 0; p0 < n; p0 += L3__P, dst += (size_t)depth * L3__P * 4) {
+        memset(dst, 0, (size_t)depth * L3__P * 4);
+        for (uint32_t p = 0; p < L3__P && p0 + p < n; p++)
+            for (uint32_t k = 0; k < cols; k += 32) {
+                const uint32_t left  = cols - k < 32 ? cols - k : 32;
+                float          v[32] = {0}, words[16];
+                memcpy(v, x + (p0 + p) * xs + k, left * sizeof *v);
+                _mm512_storeu_ps(words, l3__round_bf16(_mm512_loadu_ps(v), _mm512_loadu_ps(v + 16)));
+                L3__EACH(i, 16) memcpy(dst + ((k / 2 + i) * L3__P + p) * 4, words + i, 4);
+            }
+    }
+}
+
+L3__BF16_KERNEL void l3__gemm_bf16(int type, const uint8_t *w, size_t row_bytes, uint32_t rows, uint32_t cols,
+                                   const unsigned char *x, uint32_t n, float *y, size_t ys) {
+    l3__gemm(l3__panel_bf16, l3__tile_bf16, 2, L3__P, type, w, row_bytes, rows, cols, x, n, y, ys);
+}
+static const l3__fast l3__fast_bf16 = {l3__pack_bf16, l3__gemm_bf16, L3__P, 8};
+#undef L3__BF16_KERNEL
+#endif
+
+#define L3__FLOAT_KERNELS                                                                                             \
+    L3__K(dot), L3__K(unpack), L3__K(add_scaled), L3__K(scale), L3__K(normalize), L3__K(swiglu), L3__K(scale_scores), \
+        L3__K(exp_scores), L3__K(weigh_rows), {                                                                       \
+        L3__K(matmul_f32), L3__K(matmul_f16), L3__K(matmul_bf16), L3__K(matmul_q8_0), L3__K(matmul_q4_0),             \
+            L3__K(matmul_q6_k)                                                                                        \
+    }
+L3__TABLES
+#undef L3__FLOAT_KERNELS
+#undef L3__JOIN2
+#undef L3__JOIN
+#undef L3__K
+#undef L3__PARTS
+#undef L3__KERNEL
+#undef L3__PART
+#undef L3__VF
+#endif /* L3__ISA */
 
 /* This file is free and unencumbered: public domain where that exists (unlicense.org), else under MIT-0:
  * Copyright (c) 2026 the l3 authors. Permission is hereby granted, free of charge, to any person obtaining a copy of this

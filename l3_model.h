@@ -1334,6 +1334,13 @@ L3__FN l3__widths l3__model_widths(const l3_model *m) {
     l3__place  p;
     if (x.vector < m->info.dim) x.vector = m->info.dim;
     for (uint32_t i = 0; l3__place_at(m, i, &p); i++) l3__need_window(&x.window, p.tensor);
+    for (uint32_t b = 0; b < m->info.n_blocks; b++) {
+        const l3__block *w         = &m->blocks[b];
+        const l3_tensor *matrix[7] = {&w->attn_q,   &w->attn_k, &w->attn_v,  &w->attn_output,
+                                      &w->ffn_gate, &w->ffn_up, &w->ffn_down};
+        for (int i = 0; i < 7; i++) l3__need_cols(&x, matrix[i]);
+    }
+    l3__need_cols(&x, m->info.tied_head ? &m->embedding : &m->output);
     if (x.window && x.align < l3__align_of(&m->source)) x.align = l3__align_of(&m->source);
     return x;
 }
@@ -1390,7 +1397,7 @@ L3__FN int l3__check_session(const l3_model *m, const l3_session_config *c, l3_e
     const size_t least = l3_session_window_min(m);
     if (m->info.kind != L3_KIND_MODEL)
         return l3__fail(err, L3_ERR_UNSUPPORTED, 0, "the file holds no model that could run");
-    if (!c) return L3_OK;
+    if (!c) return l3__check_level(NULL, err);
     if (c->context > m->info.context)
         return l3__fail(err, L3_ERR_ARGUMENT, 0, "a context of %u; the model was made for at most %u", c->context,
                         m->info.context);
@@ -1400,7 +1407,7 @@ L3__FN int l3__check_session(const l3_model *m, const l3_session_config *c, l3_e
     if (c->work.batch > 65536)
         return l3__fail(err, L3_ERR_ARGUMENT, 0, "a batch of %u; at most 65536 is right", c->work.batch);
     if (c->work.window && c->work.window < least) return l3__window_error(err, c->work.window, least);
-    return L3_OK;
+    return l3__check_level(&c->work, err);
 }
 
 L3_API size_t l3_session_size(const l3_model *m, const l3_session_config *config) {
@@ -1457,21 +1464,6 @@ L3__FN void l3__store_kv(const l3_session *s, uint32_t block, uint32_t p) {
     }
 }
 
-/* Positions that share one rescaling of the online softmax: multiples of it from the text's start, whatever the call. */
-#define L3__TILE 32u
-
-/* out (head_dim,) += the values of rows [0, n) weighted by w. */
-L3__FN void l3__add_values(const unsigned char *values, size_t row, l3__unpack_fn unpack, const float *w, uint32_t n,
-                           float *out, uint32_t head_dim) {
-    float v[32];
-    for (uint32_t t = 0; t < n; t++)
-        for (uint32_t i = 0; i < head_dim; i += 32) {
-            const uint32_t left = head_dim - i < 32 ? head_dim - i : 32;
-            unpack(values + t * row, i, left, v);
-            l3__add_scaled(out + i, v, w[t], left);
-        }
-}
-
 /* One head of one position over all positions up to its own, tile by tile. */
 L3__FN void l3__attend(const l3_session *s, uint32_t block, uint32_t p, uint32_t h) {
     const l3_info       *x     = &s->model->info;
@@ -1481,26 +1473,23 @@ L3__FN void l3__attend(const l3_session *s, uint32_t block, uint32_t p, uint32_t
     const float         *q      = s->q + ((size_t)p * x->n_heads + h) * x->head_dim;
     float               *out    = s->attended + ((size_t)p * x->n_heads + h) * x->head_dim;
     const float          scale  = 1.0f / l3__sqrtf((float)x->head_dim);
-    const l3__matmul_fn  scores = l3__matmul_for(owner->config.kv_type);
+    const l3__kernels   *k      = s->work.kernels;
+    const l3__matmul_fn  scores = k->matmul[l3__type_index(owner->config.kv_type)];
     float                w[L3__TILE], peak = l3__as_float(0xff800000u), total = 0;
     memset(out, 0, x->head_dim * sizeof *out);
     for (uint32_t t = 0; t < n; t += L3__TILE) {
         const uint32_t count = n - t < L3__TILE ? n - t : L3__TILE;
         const size_t   skip  = t * owner->kv_row;
-        float          high  = peak;
         scores(keys + skip, owner->kv_row, count, x->head_dim, q, 0, 1, w, 0);
-        for (uint32_t i = 0; i < count; i++) {
-            w[i] *= scale;
-            if (w[i] > high) high = w[i];
-        }
+        const float high = k->scale_scores(w, count, scale, peak);
         if (high > peak) {
             const float shrink = l3__expf(peak - high);
-            for (uint32_t i = 0; i < x->head_dim; i++) out[i] *= shrink;
+            k->scale(out, shrink, x->head_dim);
             total *= shrink;
             peak = high;
         }
-        for (uint32_t i = 0; i < count; i++) total += w[i] = l3__expf(w[i] - peak);
-        l3__add_values(values + skip, owner->kv_row, l3__unpacker(owner->config.kv_type), w, count, out, x->head_dim);
+        total += k->exp_scores(w, peak);
+        k->weigh_rows(owner->config.kv_type, values + skip, owner->kv_row, w, count, out, x->head_dim);
     }
     for (uint32_t i = 0; i < x->head_dim; i++) out[i] /= total;
 }
@@ -1534,19 +1523,18 @@ L3__FN int l3__norm_all(l3_session *s, const l3_tensor *weight, const float *x, 
     const float   *w;
     const int      code = l3__load_weight(&s->work, weight, &w, err);
     for (uint32_t p = 0; code == L3_OK && p < n; p++)
-        l3__rms_norm(x + (size_t)p * dim, w, dim, s->model->info.rms_epsilon, out + (size_t)p * dim);
+        l3__rms_norm(s->work.kernels, x + (size_t)p * dim, w, dim, s->model->info.rms_epsilon, out + (size_t)p * dim);
     return code;
 }
 
 /* x += attention(norm(x)) */
 L3__FN int l3__attention_layer(l3_session *s, uint32_t b, uint32_t n, l3_error *err) {
-    const l3_info   *x = &s->model->info;
-    const l3__block *w = &s->model->blocks[b];
-    const uint32_t   d = x->dim, q_dim = x->n_heads * x->head_dim, kv_dim = x->n_kv_heads * x->head_dim;
-    int              code = l3__norm_all(s, &w->attn_norm, s->x, n, s->normed, err);
-    if (code == L3_OK) code = l3__matmul(&s->work, &w->attn_q, s->normed, d, n, s->q, q_dim, err);
-    if (code == L3_OK) code = l3__matmul(&s->work, &w->attn_k, s->normed, d, n, s->k, kv_dim, err);
-    if (code == L3_OK) code = l3__matmul(&s->work, &w->attn_v, s->normed, d, n, s->v, kv_dim, err);
+    const l3_info    *x = &s->model->info;
+    const l3__block  *w = &s->model->blocks[b];
+    const uint32_t    d = x->dim, q_dim = x->n_heads * x->head_dim, kv_dim = x->n_kv_heads * x->head_dim;
+    int               code   = l3__norm_all(s, &w->attn_norm, s->x, n, s->normed, err);
+    const l3__product qkv[3] = {{&w->attn_q, s->q, q_dim}, {&w->attn_k, s->k, kv_dim}, {&w->attn_v, s->v, kv_dim}};
+    if (code == L3_OK) code = l3__matmuls(&s->work, qkv, 3, s->normed, d, n, err);
     if (code != L3_OK) return code;
     for (uint32_t p = 0; p < n; p++) {
         l3__rope(s, s->q + (size_t)p * q_dim, x->n_heads, p);
@@ -1555,21 +1543,20 @@ L3__FN int l3__attention_layer(l3_session *s, uint32_t b, uint32_t n, l3_error *
     }
     l3__attend_all(s, b, n);
     code = l3__matmul(&s->work, &w->attn_output, s->attended, q_dim, n, s->out, d, err);
-    if (code == L3_OK) l3__add_scaled(s->x, s->out, 1.0f, (size_t)n * d);
+    if (code == L3_OK) s->work.kernels->add_scaled(s->x, s->out, 1.0f, (size_t)n * d);
     return code;
 }
 
 /* x += down(silu(gate(norm(x))) * up(norm(x))): SwiGLU (Shazeer 2020). */
 L3__FN int l3__feed_forward(l3_session *s, uint32_t b, uint32_t n, l3_error *err) {
-    const l3__block *w = &s->model->blocks[b];
-    const uint32_t   d = s->model->info.dim, f = s->model->info.ffn_dim;
-    int              code = l3__norm_all(s, &w->ffn_norm, s->x, n, s->normed, err);
-    if (code == L3_OK) code = l3__matmul(&s->work, &w->ffn_gate, s->normed, d, n, s->gate, f, err);
-    if (code == L3_OK) code = l3__matmul(&s->work, &w->ffn_up, s->normed, d, n, s->up, f, err);
-    for (size_t i = 0; code == L3_OK && i < (size_t)n * f; i++)
-        s->gate[i] = s->gate[i] / (1.0f + l3__expf(-s->gate[i])) * s->up[i];
+    const l3__block  *w = &s->model->blocks[b];
+    const uint32_t    d = s->model->info.dim, f = s->model->info.ffn_dim;
+    int               code       = l3__norm_all(s, &w->ffn_norm, s->x, n, s->normed, err);
+    const l3__product gate_up[2] = {{&w->ffn_gate, s->gate, f}, {&w->ffn_up, s->up, f}};
+    if (code == L3_OK) code = l3__matmuls(&s->work, gate_up, 2, s->normed, d, n, err);
+    if (code == L3_OK) s->work.kernels->swiglu(s->gate, s->up, (size_t)n * f);
     if (code == L3_OK) code = l3__matmul(&s->work, &w->ffn_down, s->gate, f, n, s->out, d, err);
-    if (code == L3_OK) l3__add_scaled(s->x, s->out, 1.0f, (size_t)n * d);
+    if (code == L3_OK) s->work.kernels->add_scaled(s->x, s->out, 1.0f, (size_t)n * d);
     return code;
 }
 
@@ -1656,7 +1643,8 @@ L3_API int l3_prefill(l3_session *s, const int32_t *tokens, uint32_t n, float *a
             s->at[p]     = s->position + i + p;
             s->wanted[p] = all ? all + (size_t)(i + p) * vocab : i + p + 1 == n ? s->logits : NULL;
         }
-        code = l3__pass(s, tokens + i, count, err);
+        s->work.prefill = n > 1;
+        code            = l3__pass(s, tokens + i, count, err);
         if (code == L3_OK && after) l3_lookup_hint(&s->work, tokens + i + count, after < batch ? after : batch);
     }
     if (code != L3_OK) return code;
@@ -1686,7 +1674,8 @@ L3_API int l3_decode_batch(l3_session *const *sessions, const int32_t *tokens, u
             lead->at[p]     = sessions[i + p]->position;
             lead->wanted[p] = sessions[i + p]->logits;
         }
-        code = l3__pass(lead, tokens + i, count, err);
+        lead->work.prefill = false; /* as if each was alone */
+        code               = l3__pass(lead, tokens + i, count, err);
     }
     for (uint32_t i = 0; code == L3_OK && i < n; i++) sessions[i]->position++;
     return code;

@@ -5,6 +5,7 @@
 
 #include "guard.h"
 #include "jobs.h"
+#include "levels.h"
 #include "make_model.h"
 #include "mock.h"
 #include "ref.h"
@@ -301,6 +302,7 @@ static inline int bench_open(bench *w, const lab *b, const plumbing *p) {
     memset(w, 0, sizeof *w);
     w->lab = b;
     w->p   = *p;
+    make_exact(&w->p.config);
     place_sources(w);
     place_layers(w);
     for (uint32_t i = 0; i < b->n_layers; i++) CHECK_EQ(l3_lookup_check(&w->layers[i], NULL), L3_OK);
@@ -467,7 +469,6 @@ static inline plumbing random_plumbing(test_rng *r) {
     if (p.window_over < 0) p.window_over = p.window_over % 2 ? 0 : -1;
     p.config.batch  = 1 + test_below(r, MAX_N);
     p.config.cache  = pick(r, caches, 7);
-    p.config.mode   = test_below(r, 2) ? L3_FAST : L3_EXACT;
     p.config.verify = (l3_verify)test_below(r, 3);
     p.config.jobs   = jobs_of(test_below(r, 2) ? test_below(r, 6) : 0);
     p.fill          = test_below(r, 2) ? 0xcd : 0xff;

@@ -4,6 +4,7 @@
 #define TEST_MODEL_H
 
 #include "guard.h"
+#include "levels.h"
 #include "live.h"
 #include "mock.h"
 #include "test.h"
@@ -78,12 +79,21 @@ typedef struct seat {
     l3_session *session;
 } seat;
 
-static inline int seat_open(seat *s, const l3_model *model, const l3_session_config *config, l3_error *err) {
+static inline int seat_open_as(seat *s, const l3_model *model, const l3_session_config *config, l3_error *err) {
     const size_t size = l3_session_size(model, config);
     s->block          = guard_new(size, L3_ALIGN, 0xff); /* floats: NaN */
     const int code    = l3_session_init(&s->session, model, config, s->block.mem, size, err);
     if (code != L3_OK) CHECK(guard_free(&s->block));
     return code;
+}
+
+/* In exact mode, whatever the configuration says. */
+static inline int seat_open(seat *s, const l3_model *model, const l3_session_config *config, l3_error *err) {
+    l3_session_config c;
+    memset(&c, 0, sizeof c);
+    if (config) c = *config;
+    make_exact(&c.work);
+    return seat_open_as(s, model, &c, err);
 }
 
 static inline void seat_close(seat *s) { CHECK(guard_free(&s->block)); }

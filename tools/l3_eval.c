@@ -26,7 +26,8 @@ static void parse(settings *s, int argc, char **argv, const char *paths[2]) {
          0, 0},
         {"--compare", CLI_FLAG, &s->compare, "", "two models, and the second one's difference from the first", 0, 0},
         {"--ids", CLI_TEXT, &s->ids, "IDS.i32", "token IDs, little-endian int32; with --logits", 0, 0},
-        {"--logits", CLI_TEXT, &s->logits, "OUT.f32", "write the logits after each of them, float32 (n, vocab)", 0, 0},
+        {"--logits", CLI_TEXT, &s->logits, "OUT.f32",
+         "write the logits after each of them, float32 (n, vocab); as with --exact", 0, 0},
         {"--encode", CLI_TEXT, &s->encode, "FILE", "print the token IDs of every line, without BOS", 0, 0},
         CLI_CONTEXT_OPTION(&s->setup),
         CLI_THREADS_OPTION(&s->setup),
@@ -58,6 +59,7 @@ static void parse(settings *s, int argc, char **argv, const char *paths[2]) {
     if (s->compare && strcmp(s->text ? s->text : s->choices, "-") == 0)
         cli_usage("--compare reads the file once for each model; standard input can be read only once");
     if ((s->window || s->stride) && !s->text) cli_usage("--window and --stride go with --text");
+    if (s->logits) s->setup.exact = true; /* what others compare their own numbers with */
     if (s->encode && s->json) cli_usage("--encode has no --json: its output is already one line of numbers per line");
 }
 
