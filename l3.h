@@ -1153,13 +1153,24 @@ typedef void (*l3__packed_fn)(int type, const uint8_t *w, size_t row_bytes, uint
                               const unsigned char *x, uint32_t n, float *y, size_t ys);
 typedef void (*l3__pack_fn)(int type, const float *x, size_t xs, uint32_t n, uint32_t cols, unsigned char *dst);
 
+/* Elements first ... end - 1 of 16 rows as a panel, and c (tile, 16) = or += a panel times a tile, depth words deep. */
+typedef void (*l3__panel_fn)(int type, const uint8_t *const *rows, uint32_t first, uint32_t end, void *panel);
+typedef void (*l3__tile_fn)(const void *panel, const void *x, uint32_t depth, bool first, float *c, size_t cs);
+
 /* How L3_FAST multiplies weights of one type. n positions of cols elements are packed first: into
  * (n rounded up to a multiple of `tile`) * (cols rounded up to 32) * quarters / 4 bytes. */
 typedef struct l3__fast {
     l3__pack_fn   pack;
     l3__packed_fn multiply;
     uint32_t      tile, quarters;
+    l3__panel_fn  panel; /* floats only: what attention is made of, too */
+    l3__tile_fn   times;
 } l3__fast;
+
+/* The 16 rows of a panel; what is beyond the last one is any row, and its results are thrown away. */
+L3__FN void l3__panel_rows(const uint8_t **row, const uint8_t *w, size_t row_bytes, uint32_t rows) {
+    for (uint32_t r = 0; r < 16; r++) row[r] = w + (r < rows ? r : 0) * row_bytes;
+}
 
 #define L3__N_TYPES 6
 L3__FN int l3__type_index(int type) {
@@ -1239,6 +1250,11 @@ L3__OP __m256i l3__bytes32(const void *p) { return _mm256_loadu_si256((const __m
 L3__OP float   l3__half(const uint8_t *p) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(l3__le16(p)))); }
 
 L3__OP __m256 l3__load_avx2(const float *p) { return _mm256_loadu_ps(p); }
+/* The first n of 8; zeros behind. */
+L3__OP __m256 l3__load_part_avx2(const float *p, uint32_t n) {
+    const __m256i place = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(n < 8 ? (int)n : 8), place));
+}
 L3__OP void   l3__store_avx2(float *p, __m256 a) { _mm256_storeu_ps(p, a); }
 L3__OP __m256 l3__all_avx2(float a) { return _mm256_set1_ps(a); }
 L3__OP __m256 l3__plus_avx2(__m256 a, __m256 b) { return _mm256_add_ps(a, b); }
@@ -1306,6 +1322,9 @@ typedef __m512 l3__v_avx512;
 L3__OP __m512i l3__bytes64(const void *p) { return _mm512_loadu_si512(p); }
 
 L3__OP __m512 l3__load_avx512(const float *p) { return _mm512_loadu_ps(p); }
+L3__OP __m512 l3__load_part_avx512(const float *p, uint32_t n) {
+    return _mm512_maskz_loadu_ps((__mmask16)(n < 16 ? (1u << n) - 1 : 0xffff), p);
+}
 L3__OP void   l3__store_avx512(float *p, __m512 a) { _mm512_storeu_ps(p, a); }
 L3__OP __m512 l3__all_avx512(float a) { return _mm512_set1_ps(a); }
 L3__OP __m512 l3__plus_avx512(__m512 a, __m512 b) { return _mm512_add_ps(a, b); }
@@ -1340,8 +1359,7 @@ L3__OP __m512 l3__scale2_avx512(__m512 a, __m512 shifted) {
 L3__OP void l3__transpose_avx512(__m512 *a) {
     __m512 b[16];
     L3__EACH(h, 8)
-    b[2 * h]           = _mm512_unpacklo_ps(a[2 * h], a[2 * h + 1]),
-          b[2 * h + 1] = _mm512_unpackhi_ps(a[2 * h], a[2 * h + 1]);
+    b[2 * h] = _mm512_unpacklo_ps(a[2 * h], a[2 * h + 1]), b[2 * h + 1] = _mm512_unpackhi_ps(a[2 * h], a[2 * h + 1]);
     L3__EACH(h, 8) { /* a[4 i + j]: column 4 * lane + j of rows 4 i ... 4 i + 3 */
         const size_t i = h / 2 * 4, j = h % 2;
         a[i + 2 * j]     = _mm512_shuffle_ps(b[i + j], b[i + 2 + j], 0x44);
@@ -1373,11 +1391,6 @@ L3__OP float l3__sum_avx512(const __m512 *lane) {
 #define L3__MAX_P   12   /* positions of a tile, at most */
 #define L3__DEPTH   512u /* words of a panel: 32 KB, which stay in the L1 or L2 cache while all positions pass */
 
-/* The 16 rows of a panel; what is beyond the last one is any row, and its results are thrown away. */
-L3__FN void l3__panel_rows(const uint8_t **row, const uint8_t *w, size_t row_bytes, uint32_t rows) {
-    for (uint32_t r = 0; r < 16; r++) row[r] = w + (r < rows ? r : 0) * row_bytes;
-}
-
 /* Where a tile's results go: right into Y, or at its edges into a buffer from which the part that exists is copied. */
 typedef struct l3__corner {
     float   *at, *y;
@@ -1398,10 +1411,6 @@ L3__FN void l3__corner_out(const l3__corner *c) {
     for (uint32_t p = 0; c->at != c->y && p < c->n; p++)
         memcpy(c->y + p * c->ys, c->at + p * 16, c->rows * sizeof(float));
 }
-
-/* Elements first ... end - 1 of 16 rows as a panel, and c (tile, 16) = or += a panel times a tile, depth words deep. */
-typedef void (*l3__panel_fn)(int type, const uint8_t *const *rows, uint32_t first, uint32_t end, void *panel);
-typedef void (*l3__tile_fn)(const void *panel, const void *x, uint32_t depth, bool first, float *c, size_t cs);
 
 /* A product by panels and tiles; `unit` elements to a word. */
 L3__FN void l3__gemm(l3__panel_fn make, l3__tile_fn multiply, uint32_t unit, uint32_t tile, int type, const uint8_t *w,
@@ -1786,10 +1795,10 @@ L3__AVX512 void l3__gemm_int8(int type, const uint8_t *w, size_t row_bytes, uint
     }
 }
 
-static const l3__fast l3__fast_int8_avx2   = {l3__pack_int8, l3__int8_avx2, 1, 5};
-static const l3__fast l3__fast_int8_avx512 = {l3__pack_int8, l3__int8_avx512, 1, 5};
-static const l3__fast l3__fast_int4_avx512 = {l3__pack_int8_fours, l3__int8_avx512, 1, 5};
-static const l3__fast l3__gemm_int8_avx512 = {l3__pack_tiles_int8, l3__gemm_int8, L3__P512, 5};
+static const l3__fast l3__fast_int8_avx2   = {l3__pack_int8, l3__int8_avx2, 1, 5, NULL, NULL};
+static const l3__fast l3__fast_int8_avx512 = {l3__pack_int8, l3__int8_avx512, 1, 5, NULL, NULL};
+static const l3__fast l3__fast_int4_avx512 = {l3__pack_int8_fours, l3__int8_avx512, 1, 5, NULL, NULL};
+static const l3__fast l3__gemm_int8_avx512 = {l3__pack_tiles_int8, l3__gemm_int8, L3__P512, 5, NULL, NULL};
 
 /* ---- the levels ---- */
 
@@ -2793,7 +2802,7 @@ L3__FN int l3__start_ahead(l3_work *w, uint32_t layer, l3_error *err) {
 }
 
 L3__FN void l3__hint_token(l3_work *w, uint32_t layer, int32_t token) {
-    const l3_tensor *t = &w->layers[layer].rows;
+    const l3_tensor *t     = &w->layers[layer].rows;
     uint32_t         first = 0, rows = 0;
     if (!t->source || !t->source->hint || l3__cache_find(&w->cache, layer, token)) return;
     if (l3__span(w, layer, token, &first, &rows, NULL) != L3_OK || rows == 0) return;
@@ -2972,6 +2981,7 @@ typedef struct l3__widths {
     uint32_t vector;            /* longest norm weight */
     uint32_t align;             /* of windows */
     bool     start;             /* some source has start */
+    uint32_t queries;           /* width of a position's queries that attention packs; 0: none */
     uint32_t cols[L3__N_TYPES]; /* widest matrix of each type */
 } l3__widths;
 
@@ -2982,7 +2992,7 @@ L3__FN void l3__need_cols(l3__widths *x, const l3_tensor *t) {
 }
 
 L3__FN l3__widths l3__lookup_widths(const l3_lookup *layers, uint32_t n) {
-    l3__widths x = {0, 0, 1, false, {0, 0, 0, 0, 0, 0}};
+    l3__widths x = {0, 0, 1, false, 0, {0, 0, 0, 0, 0, 0}};
     for (uint32_t i = 0; i < n; i++) {
         const l3_lookup *l    = &layers[i];
         const l3_source *s    = l->rows.source;
@@ -3017,7 +3027,8 @@ L3__FN void l3__scratch_layout(l3__arena *a, l3_work *w) {
 
 /* Bytes of packed activations: the most that a matrix of any type needs for a whole batch. */
 L3__FN uint64_t l3__most_packed(const l3_work *w, const l3__widths *widths) {
-    uint64_t most = 0;
+    const l3__fast *floats = w->kernels->prefill[0];
+    uint64_t        most   = w->config.mode == L3_FAST ? l3__packed_bytes(floats, w->batch, widths->queries) : 0;
     for (int i = 0; i < L3__N_TYPES; i++) {
         const l3__fast *const fast[2] = {w->kernels->decode[i], w->kernels->prefill[i]};
         for (int k = 0; k < 2 && w->config.mode == L3_FAST && widths->cols[i]; k++)
@@ -3476,6 +3487,18 @@ L3__PART void L3__K(weights32)(const int type, const uint8_t *row, uint32_t firs
     }
 }
 
+/* The last n < 32 elements of a row, with zeros behind: lanes never hold -0, so adding 0 to them changes nothing. */
+L3__PART void L3__K(weights_part)(const int type, const uint8_t *row, uint32_t first, uint32_t n, L3__VF *w) {
+    float       values[32] = {0};
+    const void *p          = row + (size_t)first * 4;
+    if (type == L3_F32) {
+        for (uint32_t j = 0; j * L3__W < n; j++) w[j] = L3__K(load_part)((const float *)p + j * L3__W, n - j * L3__W);
+        return;
+    }
+    l3__unpacker(type)(row, first, n, values);
+    for (uint32_t j = 0; j * L3__W < n; j++) w[j] = L3__K(load)(values + j * L3__W);
+}
+
 /* y[p * ys + r] = row r times x[p], for `rows` rows and `n` positions, both constants. */
 L3__PART void L3__K(dots)(const int type, const uint8_t *w, size_t row_bytes, uint32_t cols, const float *x, size_t xs,
                           const size_t rows, const size_t n, float *y, size_t ys) {
@@ -3494,18 +3517,18 @@ L3__PART void L3__K(dots)(const int type, const uint8_t *w, size_t row_bytes, ui
             }
         }
     }
-    if (i == cols) {
-        L3__EACH(r, rows) L3__EACH(p, n) y[p * ys + r] = L3__K(sum)(lane[r][p]);
-        return;
-    }
-    for (size_t r = 0; r < rows; r++)
-        for (size_t p = 0; p < n; p++) {
-            float lanes[L3__LANES], tail[32];
-            for (size_t j = 0; j < L3__PARTS; j++) L3__K(store)(lanes + j * L3__W, lane[r][p][j]);
-            l3__unpacker(type)(w + r * row_bytes, i, cols - i, tail);
-            l3__lanes_add(lanes, tail, x + p * xs + i, cols - i);
-            y[p * ys + r] = l3__lanes_sum(lanes);
+    if (i < cols) {
+        L3__EACH(r, rows) {
+            L3__K(weights_part)(type, w + r * row_bytes, i, cols - i, v);
+            L3__EACH(p, n) {
+                for (uint32_t j = 0; j * L3__W < cols - i; j++) {
+                    const L3__VF a            = L3__K(load_part)(x + p * xs + i + j * L3__W, cols - i - j * L3__W);
+                    lane[r][p][j % L3__PARTS] = L3__K(plus)(lane[r][p][j % L3__PARTS], L3__K(times)(v[j], a));
+                }
+            }
         }
+    }
+    L3__EACH(r, rows) { L3__EACH(p, n) y[p * ys + r] = L3__K(sum)(lane[r][p]); }
 }
 
 L3__PART void L3__K(matmul)(const int type, const uint8_t *w, size_t row_bytes, uint32_t rows, uint32_t cols,
@@ -3661,11 +3684,18 @@ L3__PART void L3__K(weigh)(const int type, const uint8_t *rows, size_t row_bytes
         }
         L3__EACH(j, 2 * L3__PARTS) L3__K(store)(out + i + j * L3__W, sum[j]);
     }
-    for (uint32_t t = 0; i < cols && t < n; t++) {
-        float v[32];
-        l3__unpacker(type)(rows + t * row_bytes, i, cols - i, v);
-        for (uint32_t j = 0; j < cols - i; j++) out[i + j] += w[t] * v[j];
+    if (i == cols) return;
+    float  last[32] = {0};
+    L3__VF sum[2 * L3__PARTS], v[2 * L3__PARTS];
+    memcpy(last, out + i, (cols - i) * sizeof *last);
+    L3__EACH(j, 2 * L3__PARTS) sum[j] = L3__K(load)(last + j * L3__W);
+    for (uint32_t t = 0; t < n; t++) {
+        L3__K(weights_part)(type, rows + t * row_bytes, i, cols - i, v);
+        for (uint32_t j = 0; j * L3__W < cols - i; j++)
+            sum[j] = L3__K(plus)(sum[j], L3__K(times)(L3__K(all)(w[t]), v[j]));
     }
+    L3__EACH(j, 2 * L3__PARTS) L3__K(store)(last + j * L3__W, sum[j]);
+    memcpy(out + i, last, (cols - i) * sizeof *last);
 }
 
 L3__KERNEL void L3__K(weigh_rows)(int type, const uint8_t *rows, size_t row_bytes, const float *w, uint32_t n,
@@ -3749,7 +3779,8 @@ L3__KERNEL void L3__K(gemm_f32)(int type, const uint8_t *w, size_t row_bytes, ui
                                 const unsigned char *x, uint32_t n, float *y, size_t ys) {
     l3__gemm(L3__K(panel_f32), L3__K(tile_f32), 1, L3__P, type, w, row_bytes, rows, cols, x, n, y, ys);
 }
-static const l3__fast L3__K(fast_f32) = {L3__K(pack_f32), L3__K(gemm_f32), L3__P, 16};
+static const l3__fast L3__K(fast_f32) = {L3__K(pack_f32),  L3__K(gemm_f32), L3__P, 16,
+                                         L3__K(panel_f32), L3__K(tile_f32)};
 
 #if L3__W == 16
 /* The same in bf16, words being pairs of elements. */
@@ -3824,7 +3855,7 @@ L3__BF16_KERNEL void l3__gemm_bf16(int type, const uint8_t *w, size_t row_bytes,
                                    const unsigned char *x, uint32_t n, float *y, size_t ys) {
     l3__gemm(l3__panel_bf16, l3__tile_bf16, 2, L3__P, type, w, row_bytes, rows, cols, x, n, y, ys);
 }
-static const l3__fast l3__fast_bf16 = {l3__pack_bf16, l3__gemm_bf16, L3__P, 8};
+static const l3__fast l3__fast_bf16 = {l3__pack_bf16, l3__gemm_bf16, L3__P, 8, NULL, NULL};
 #undef L3__BF16_KERNEL
 #endif
 

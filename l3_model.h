@@ -1329,6 +1329,13 @@ L3__FN unsigned char *l3__kv_rows(const l3_session *s, uint32_t block, uint32_t 
     return s->kv + (head * 2 + which) * s->config.context * s->kv_row;
 }
 
+/* Widest head of attention by tiles, whose keys and values lie on the stack. */
+#define L3__MAX_HEAD 128
+
+L3__FN bool l3__tiles_attention(const l3_model *m) {
+    return m->info.head_dim % 32 == 0 && m->info.head_dim <= L3__MAX_HEAD;
+}
+
 L3__FN l3__widths l3__model_widths(const l3_model *m) {
     l3__widths x = l3__lookup_widths(m->lookups, m->info.n_lookups);
     l3__place  p;
@@ -1341,11 +1348,18 @@ L3__FN l3__widths l3__model_widths(const l3_model *m) {
         for (int i = 0; i < 7; i++) l3__need_cols(&x, matrix[i]);
     }
     l3__need_cols(&x, m->info.tied_head ? &m->embedding : &m->output);
+    if (l3__tiles_attention(m)) x.queries = m->info.n_heads * m->info.head_dim;
     if (x.window && x.align < l3__align_of(&m->source)) x.align = l3__align_of(&m->source);
     return x;
 }
 
 L3_API size_t l3_session_window_min(const l3_model *m) { return (size_t)l3__model_widths(m).window; }
+
+/* Attention by tiles writes whole tiles of positions. */
+L3__FN uint32_t l3__spare_rows(const l3_session *s) {
+    const l3__fast *f = s->work.kernels->prefill[0];
+    return f && s->config.work.mode == L3_FAST && l3__tiles_attention(s->model) ? f->tile - 1 : 0;
+}
 
 /* The scratch of attention, feed-forward and lookup layers, one over the other: they are never in use together. */
 L3__FN void l3__session_scratch(l3__arena *a, l3_session *s) {
@@ -1355,7 +1369,7 @@ L3__FN void l3__session_scratch(l3__arena *a, l3_session *s) {
     s->q        = (float *)l3__take(a, batch * q_dim, sizeof(float));
     s->k        = (float *)l3__take(a, batch * kv_dim, sizeof(float));
     s->v        = (float *)l3__take(a, batch * kv_dim, sizeof(float));
-    s->attended = (float *)l3__take(a, batch * q_dim, sizeof(float));
+    s->attended = (float *)l3__take(a, (batch + l3__spare_rows(s)) * q_dim, sizeof(float));
     a->used     = start;
     s->gate     = (float *)l3__take(a, batch * x->ffn_dim, sizeof(float));
     s->up       = (float *)l3__take(a, batch * x->ffn_dim, sizeof(float));
@@ -1494,25 +1508,116 @@ L3__FN void l3__attend(const l3_session *s, uint32_t block, uint32_t p, uint32_t
     for (uint32_t i = 0; i < x->head_dim; i++) out[i] /= total;
 }
 
+/* ---- attention by tiles: many positions of one text against each tile of 32 keys and values, in L3_FAST ---- */
+
+#define L3__QUERIES 48u /* positions that share the unpacking of keys and values */
+
+/* Values of up to 32 rows as panels for l3__tile_fn: 16 columns of all rows, then the next 16. */
+L3__FN void l3__value_panels(const l3__kernels *k, int type, const unsigned char *values, size_t row, uint32_t count,
+                             uint32_t head_dim, float *panel) {
+    float v[L3__MAX_HEAD];
+    for (uint32_t t = 0; t < L3__TILE; t++) {
+        if (t < count) k->unpack(type, values + t * row, head_dim, v);
+        else memset(v, 0, sizeof v);
+        for (uint32_t c = 0; c < head_dim; c += 16) memcpy(panel + c * L3__TILE + t * 16, v + c, 16 * sizeof *v);
+    }
+}
+
+/* Softmax over one tile's scores (32,) of one position, of which `count` are its own; rescales what it has summed so far. */
+L3__FN void l3__tile_softmax(const l3__kernels *k, float *w, uint32_t count, float scale, float *peak, float *total,
+                             float *out, uint32_t head_dim) {
+    if (count == 0) {
+        memset(w, 0, L3__TILE * sizeof *w);
+        return;
+    }
+    const float high = k->scale_scores(w, count, scale, *peak);
+    if (high > *peak) {
+        const float shrink = l3__expf(*peak - high);
+        k->scale(out, shrink, head_dim);
+        *total *= shrink;
+        *peak = high;
+    }
+    *total += k->exp_scores(w, *peak);
+}
+
+/* Positions p0 ... p0 + n - 1, n <= L3__QUERIES, of head h. */
+L3__FN void l3__attend_tiles(const l3_session *s, uint32_t block, uint32_t h, uint32_t p0, uint32_t n) {
+    const l3_info     *x     = &s->model->info;
+    const l3_session  *owner = s->owner[p0];
+    const l3__kernels *k     = s->work.kernels;
+    const l3__fast    *f     = k->prefill[0];
+    const uint32_t     d = x->head_dim, q_dim = x->n_heads * d, kv_head = h / (x->n_heads / x->n_kv_heads);
+    const int          type  = owner->config.kv_type;
+    const size_t       row   = owner->kv_row;
+    const float        scale = 1.0f / l3__sqrtf((float)d);
+    float             *out   = s->attended + (size_t)p0 * q_dim + (size_t)h * d;
+    float              keys[L3__MAX_HEAD * 16], values[L3__TILE * L3__MAX_HEAD], w[16][L3__TILE], turned[L3__TILE * 16];
+    float              peak[L3__QUERIES], total[L3__QUERIES];
+    unsigned char     *packed =
+        s->work.packed + ((size_t)h * l3__packed_bytes(f, s->work.batch, d)) + l3__packed_bytes(f, p0, d);
+    const size_t   tile_bytes = (size_t)l3__packed_bytes(f, 1, d);
+    const uint32_t tiles = (n + f->tile - 1) / f->tile, last = s->at[p0 + n - 1];
+    f->pack(L3_F32, s->q + (size_t)p0 * q_dim + (size_t)h * d, q_dim, n, d, packed);
+    for (uint32_t p = 0; p < tiles * f->tile; p++) memset(out + (size_t)p * q_dim, 0, d * sizeof *out);
+    for (uint32_t p = 0; p < n; p++) peak[p] = l3__as_float(0xff800000u), total[p] = 0;
+    for (uint32_t t = 0; t <= last; t += L3__TILE) {
+        const unsigned char *first = l3__kv_rows(owner, block, kv_head, 0) + t * row;
+        const uint32_t       count = last + 1 - t < L3__TILE ? last + 1 - t : L3__TILE;
+        const uint8_t       *rows[2][16];
+        l3__panel_rows(rows[0], first, row, count);
+        l3__panel_rows(rows[1], count > 16 ? first + 16 * row : first, row, count > 16 ? count - 16 : 1);
+        l3__value_panels(k, type, l3__kv_rows(owner, block, kv_head, 1) + t * row, row, count, d, values);
+        for (uint32_t i = 0; i < tiles; i++) {
+            const uint32_t from = i * f->tile, some = n - from < f->tile ? n - from : f->tile;
+            if (s->at[p0 + from + some - 1] < t) continue; /* all of them come before these keys */
+            for (uint32_t half = 0; half < 2; half++) {
+                f->panel(type, rows[half], 0, d, keys);
+                f->times(keys, packed + i * tile_bytes, d, true, &w[0][16 * half], L3__TILE);
+            }
+            memset(turned, 0, L3__TILE * f->tile * sizeof *turned);
+            for (uint32_t p = 0; p < some; p++) {
+                const uint32_t at  = s->at[p0 + from + p];
+                const uint32_t own = at < t ? 0 : at - t + 1 < count ? at - t + 1 : count;
+                l3__tile_softmax(k, w[p], own, scale, &peak[from + p], &total[from + p],
+                                 out + (size_t)(from + p) * q_dim, d);
+                for (uint32_t j = 0; j < L3__TILE; j++) turned[j * f->tile + p] = w[p][j];
+            }
+            for (uint32_t c = 0; c < d; c += 16)
+                f->times(values + c * L3__TILE, turned, L3__TILE, false, out + (size_t)from * q_dim + c, q_dim);
+        }
+    }
+    for (uint32_t p = 0; p < n; p++)
+        for (uint32_t i = 0; i < d; i++) out[(size_t)p * q_dim + i] /= total[p];
+}
+
 typedef struct l3__attend_job {
     const l3_session *session;
-    uint32_t          block;
+    uint32_t          block, n, per_head; /* pieces of a head, 0: one for each position */
 } l3__attend_job;
 
 L3__FN void l3__attend_piece(void *arg, uint32_t i) {
     const l3__attend_job *j       = (const l3__attend_job *)arg;
     const uint32_t        n_heads = j->session->model->info.n_heads;
-    l3__attend(j->session, j->block, i / n_heads, i % n_heads);
+    if (j->per_head == 0) {
+        l3__attend(j->session, j->block, i / n_heads, i % n_heads);
+        return;
+    }
+    const uint32_t from = i % j->per_head * L3__QUERIES, left = j->n - from;
+    l3__attend_tiles(j->session, j->block, i / j->per_head, from, left < L3__QUERIES ? left : L3__QUERIES);
 }
 
 /* Every head of n positions: small passes stay on this thread. */
 L3__FN void l3__attend_all(const l3_session *s, uint32_t block, uint32_t n) {
     const l3_info *x       = &s->model->info;
-    l3__attend_job j       = {s, block};
+    l3__attend_job j       = {s, block, n, 0};
     uint64_t       work    = 0;
     const l3_jobs  nowhere = {NULL, 0, NULL};
     for (uint32_t p = 0; p < n; p++) work += (uint64_t)s->at[p] * x->n_heads * x->head_dim;
-    l3__run(work < 16384 ? &nowhere : &s->work.config.jobs, n * x->n_heads, l3__attend_piece, &j);
+    if (s->work.prefill && s->config.work.mode == L3_FAST && s->work.kernels->prefill[0] &&
+        l3__tiles_attention(s->model))
+        j.per_head = (n + L3__QUERIES - 1) / L3__QUERIES;
+    l3__run(work < 65536 ? &nowhere : &s->work.config.jobs, (j.per_head ? j.per_head : n) * x->n_heads,
+            l3__attend_piece, &j);
 }
 
 /* >>blocks -------------------------------------------------------------------------------------------------------- */
