@@ -284,7 +284,9 @@ typedef enum l3_level {
     L3_LEVEL_PLAIN,  /* plain C                                                                           */
     L3_LEVEL_AVX2,   /* x86-64: AVX2, FMA, F16C                                                           */
     L3_LEVEL_AVX512, /* and AVX-512 F, BW, DQ, VL, VNNI                                                   */
-    L3_LEVEL_BF16    /* and AVX-512 BF16                                                                  */
+    L3_LEVEL_BF16,   /* and AVX-512 BF16                                                                  */
+    L3_LEVEL_NEON,   /* AArch64: every one                                                                */
+    L3_LEVEL_DOTPROD /* and the int8 dot product of ARMv8.2 and later                                     */
 } l3_level;
 
 /* "plain", "avx2" ...; NULL for a number that is no level. */
@@ -411,6 +413,16 @@ L3_API int l3_alloc_finish(l3_alloc *alloc, uint32_t row_count, uint32_t max_row
 #if !defined(__clang__)
 #pragma GCC diagnostic pop
 #endif
+#endif
+#if defined(__aarch64__) && defined(__GNUC__) && defined(__ARM_NEON) && !defined(__AARCH64EB__) && !defined(L3_NO_SIMD)
+#define L3__NEON
+#include <arm_neon.h>
+#if defined(__linux__) && !defined(L3_NO_STDIO)
+#include <sys/auxv.h>
+#endif
+#endif
+#if defined(L3__X86) || defined(L3__NEON)
+#define L3__VECTORS
 #endif
 #if !defined(L3_NO_STDIO)
 #include <stdlib.h> /* getenv */
@@ -1234,11 +1246,10 @@ L3__FN void l3__rms_norm(const l3__kernels *k, const float *x, const float *weig
 
 /* What the kernels at the end of this file, read once for every instruction set, call its operations: a vector of
  * L3__W floats, of which 16 / L3__W make the lanes of a dot product. */
-#if defined(L3__X86)
-
 /* A loop that is unrolled, so that arrays of vectors stay in registers. */
 #define L3__EACH(i, n) L3__UNROLL for (size_t i = 0; i < (size_t)(n); i++)
 
+#if defined(L3__X86)
 #define L3__AVX2_TARGET   "avx2,fma,f16c"
 #define L3__AVX512_TARGET "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"
 
@@ -1382,9 +1393,116 @@ L3__OP float l3__sum_avx512(const __m512 *lane) {
 #undef L3__OP
 #endif
 
+#if defined(L3__NEON)
+#define L3__OP static inline __attribute__((always_inline, unused))
+typedef float32x4_t l3__v_neon;
+
+L3__OP float32x4_t l3__load_neon(const float *p) { return vld1q_f32(p); }
+L3__OP float32x4_t l3__load_part_neon(const float *p, uint32_t n) {
+    float v[4] = {0};
+    for (uint32_t i = 0; i < 4 && i < n; i++) v[i] = p[i];
+    return vld1q_f32(v);
+}
+L3__OP void        l3__store_neon(float *p, float32x4_t a) { vst1q_f32(p, a); }
+L3__OP float32x4_t l3__all_neon(float a) { return vdupq_n_f32(a); }
+L3__OP float32x4_t l3__plus_neon(float32x4_t a, float32x4_t b) { return vaddq_f32(a, b); }
+L3__OP float32x4_t l3__minus_neon(float32x4_t a, float32x4_t b) { return vsubq_f32(a, b); }
+L3__OP float32x4_t l3__times_neon(float32x4_t a, float32x4_t b) { return vmulq_f32(a, b); }
+L3__OP float32x4_t l3__over_neon(float32x4_t a, float32x4_t b) { return vdivq_f32(a, b); }
+L3__OP float32x4_t l3__fma_neon(float32x4_t a, float32x4_t b, float32x4_t c) { return vfmaq_f32(c, a, b); }
+L3__OP float32x4_t l3__max_neon(float32x4_t a, float32x4_t b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+L3__OP float32x4_t l3__from_f16_neon(const uint8_t *p) { return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p))); }
+L3__OP float32x4_t l3__from_bf16_neon(const uint8_t *p) {
+    return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(p)), 16));
+}
+/* Four bytes, each in 16 bits. */
+L3__OP int16x4_t l3__four_neon(const uint8_t *p) {
+    return vget_low_s16(vmovl_s8(vreinterpret_s8_u32(vdup_n_u32(l3__le32(p)))));
+}
+L3__OP float32x4_t l3__from_i8_neon(const uint8_t *p) { return vcvtq_f32_s32(vmovl_s16(l3__four_neon(p))); }
+L3__OP float32x4_t l3__from_q4_neon(const uint8_t *q, uint32_t j) {
+    const int32x4_t w = vmovl_s16(l3__four_neon(q + j % 16));
+    const int32x4_t n = vandq_s32(j < 16 ? w : vshrq_n_s32(w, 4), vdupq_n_s32(15));
+    return vcvtq_f32_s32(vsubq_s32(n, vdupq_n_s32(8)));
+}
+L3__OP float32x4_t l3__above_neon(float32x4_t a, float32x4_t b, float32x4_t x, float32x4_t y) {
+    return vbslq_f32(vcgtq_f32(a, b), x, y);
+}
+L3__OP float32x4_t l3__keep_nan_neon(float32x4_t a, float32x4_t b) { return vbslq_f32(vceqq_f32(b, b), a, b); }
+L3__OP float32x4_t l3__scale2_neon(float32x4_t a, float32x4_t shifted) {
+    const int32x4_t   k    = vsubq_s32(vreinterpretq_s32_f32(shifted), vdupq_n_s32(0x4b400000));
+    const int32x4_t   sign = vreinterpretq_s32_u32(vshrq_n_u32(vreinterpretq_u32_s32(k), 31));
+    const int32x4_t   half = vshrq_n_s32(vaddq_s32(k, sign), 1), rest = vsubq_s32(k, half), bias = vdupq_n_s32(127);
+    const float32x4_t p = vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(half, bias), 23));
+    return vmulq_f32(vmulq_f32(a, p), vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(rest, bias), 23)));
+}
+L3__OP void l3__transpose_neon(float32x4_t *a) {
+    const float32x4_t b = vtrn1q_f32(a[0], a[1]), c = vtrn2q_f32(a[0], a[1]);
+    const float32x4_t d = vtrn1q_f32(a[2], a[3]), e = vtrn2q_f32(a[2], a[3]);
+    a[0] = vcombine_f32(vget_low_f32(b), vget_low_f32(d));
+    a[1] = vcombine_f32(vget_low_f32(c), vget_low_f32(e));
+    a[2] = vcombine_f32(vget_high_f32(b), vget_high_f32(d));
+    a[3] = vcombine_f32(vget_high_f32(c), vget_high_f32(e));
+}
+/* (s0 + s2) + (s1 + s3) */
+L3__OP float l3__total_neon(float32x4_t s) {
+    const float32x2_t two = vadd_f32(vget_low_f32(s), vget_high_f32(s));
+    return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
+}
+L3__OP float l3__sum_neon(const float32x4_t *lane) {
+    return l3__total_neon(vaddq_f32(vaddq_f32(lane[0], lane[2]), vaddq_f32(lane[1], lane[3])));
+}
+
+L3__OP float l3__half_neon(const uint8_t *p) {
+    return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(l3__le16(p)))), 0);
+}
+
+/* The 32 signed bytes of a block of weights. */
+L3__OP void l3__weights_neon(const int type, const uint8_t *w, int8x16_t *low, int8x16_t *high) {
+    const uint8x16_t q = vld1q_u8(w + 2);
+    if (type == L3_Q8_0) {
+        *low  = vreinterpretq_s8_u8(q);
+        *high = vreinterpretq_s8_u8(vld1q_u8(w + 18));
+        return;
+    }
+    *low  = vsubq_s8(vreinterpretq_s8_u8(vandq_u8(q, vdupq_n_u8(15))), vdupq_n_s8(8));
+    *high = vsubq_s8(vreinterpretq_s8_u8(vshrq_n_u8(q, 4)), vdupq_n_s8(8));
+}
+/* A block's product in 4 partial sums: two products of bytes fit 16 bits, 128 * 127 * 2. */
+L3__OP float32x4_t l3__block_neon(const int type, const uint8_t *w, const int8_t *x, int32_t bias) {
+    int8x16_t       a, b;
+    const int8x16_t c = vld1q_s8(x), d = vld1q_s8(x + 16);
+    (void)bias;
+    l3__weights_neon(type, w, &a, &b);
+    const int16x8_t s = vmlal_s8(vmull_s8(vget_low_s8(a), vget_low_s8(c)), vget_low_s8(b), vget_low_s8(d));
+    const int16x8_t t = vmlal_s8(vmull_s8(vget_high_s8(a), vget_high_s8(c)), vget_high_s8(b), vget_high_s8(d));
+    return vcvtq_f32_s32(vpadalq_s16(vpaddlq_s16(s), t));
+}
+#undef L3__OP
+
+#if defined(__clang__)
+#define L3__DOTPROD_TARGET "dotprod"
+#else
+#define L3__DOTPROD_TARGET "arch=armv8.2-a+dotprod"
+#endif
+#define L3__OP static inline __attribute__((always_inline, unused, target(L3__DOTPROD_TARGET)))
+typedef float32x4_t l3__v_dotprod;
+L3__OP float32x4_t  l3__all_dotprod(float a) { return vdupq_n_f32(a); }
+L3__OP float32x4_t  l3__fma_dotprod(float32x4_t a, float32x4_t b, float32x4_t c) { return vfmaq_f32(c, a, b); }
+L3__OP float        l3__half_dotprod(const uint8_t *p) { return l3__half_neon(p); }
+L3__OP float        l3__total_dotprod(float32x4_t s) { return l3__total_neon(s); }
+L3__OP float32x4_t  l3__block_dotprod(const int type, const uint8_t *w, const int8_t *x, int32_t bias) {
+     int8x16_t a, b;
+     (void)bias;
+     l3__weights_neon(type, w, &a, &b);
+     return vcvtq_f32_s32(vdotq_s32(vdotq_s32(vdupq_n_s32(0), a, vld1q_s8(x)), b, vld1q_s8(x + 16)));
+}
+#undef L3__OP
+#endif
+
 /* >>levels -------------------------------------------------------------------------------------------------------- */
 
-#if defined(L3__X86)
+#if defined(L3__VECTORS)
 /* ---- what all matrix products of many positions share ---- */
 
 #define L3__ALIGN64 __attribute__((aligned(64)))
@@ -1437,20 +1555,26 @@ L3__FN void l3__gemm(l3__panel_fn make, l3__tile_fn multiply, uint32_t unit, uin
 
 /* ---- int8 activations: each block of 32 floats has a scale that maps its largest magnitude to 127 ---- */
 
-#define L3__OP2    static inline __attribute__((always_inline, unused, target(L3__AVX2_TARGET)))
-#define L3__AVX2   static __attribute__((unused, target(L3__AVX2_TARGET)))
-#define L3__OP5    static inline __attribute__((always_inline, unused, target(L3__AVX512_TARGET)))
-#define L3__AVX512 static __attribute__((unused, target(L3__AVX512_TARGET)))
+#if defined(L3__X86)
+#define L3__BASE    static __attribute__((unused, target(L3__AVX2_TARGET)))
+#define L3__BASE_OP static inline __attribute__((always_inline, unused, target(L3__AVX2_TARGET)))
+#define L3__OP5     static inline __attribute__((always_inline, unused, target(L3__AVX512_TARGET)))
+#define L3__AVX512  static __attribute__((unused, target(L3__AVX512_TARGET)))
+#else
+#define L3__BASE    static __attribute__((unused))
+#define L3__BASE_OP static inline __attribute__((always_inline, unused))
+#endif
 
 /* Four rows at a time are four streams in one, which the processors' own prefetchers do not see: where the bytes that
  * come L3__AHEAD later lie, in the order in which all rows together use them up. Past the end it has no effect. */
 #define L3__AHEAD 8192
-L3__OP2 void l3__prefetch(const uint8_t *p, const size_t bytes) {
-    L3__EACH(i, (bytes + 63) / 64) _mm_prefetch((const char *)(const void *)(p + 64 * i), _MM_HINT_T0);
+L3__BASE_OP void l3__prefetch(const uint8_t *p, const size_t bytes) {
+    L3__EACH(i, (bytes + 63) / 64) __builtin_prefetch(p + 64 * i, 0, 3);
 }
 
+#if defined(L3__X86)
 /* Rounds a block; returns the sum of its integers. */
-L3__OP2 int32_t l3__quantize32(const float *x, int8_t *q, float *scale) {
+L3__BASE_OP int32_t l3__quantize32(const float *x, int8_t *q, float *scale) {
     const __m256 sign = _mm256_set1_ps(-0.0f);
     __m256       v[4], peak = _mm256_setzero_ps();
     __m256i      i[4];
@@ -1472,6 +1596,23 @@ L3__OP2 int32_t l3__quantize32(const float *x, int8_t *q, float *scale) {
     s                  = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
     return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
 }
+#else
+L3__BASE_OP int32_t l3__quantize32(const float *x, int8_t *q, float *scale) {
+    float32x4_t peak = vdupq_n_f32(0);
+    int32x4_t   sum  = vdupq_n_s32(0);
+    int16x4_t   half[8];
+    L3__EACH(j, 8) peak = l3__max_neon(vabsq_f32(vld1q_f32(x + 4 * j)), peak);
+    const float high = vmaxvq_f32(peak), to = high > 0 ? 127.0f / high : 0.0f;
+    *scale = high / 127.0f;
+    L3__EACH(j, 8) {
+        const int32x4_t i = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x + 4 * j), to));
+        half[j]           = vqmovn_s32(i);
+        sum               = vaddq_s32(sum, i);
+    }
+    L3__EACH(j, 4) vst1_s8(q + 8 * j, vqmovn_s16(vcombine_s16(half[2 * j], half[2 * j + 1])));
+    return vaddvq_s32(sum);
+}
+#endif
 
 /* Weights are multiplied as unsigned bytes, 128 (Q8_0) or 8 (Q4_0) above their value; the bias takes that back. */
 L3__FN int32_t l3__weight_offset(int type) { return type == L3_Q8_0 ? 128 : 8; }
@@ -1491,8 +1632,8 @@ L3__FN l3__int8s l3__int8s_at(const unsigned char *x, uint32_t p, uint32_t cols)
 }
 
 /* `fours`: of each four whole blocks the first halves come first, then the second ones, with biases for 4 partial sums. */
-L3__OP2 void l3__pack_int8_as(int type, const bool fours, const float *x, size_t xs, uint32_t n, uint32_t cols,
-                              unsigned char *dst) {
+L3__BASE_OP void l3__pack_int8_as(int type, const bool fours, const float *x, size_t xs, uint32_t n, uint32_t cols,
+                                  unsigned char *dst) {
     for (uint32_t p = 0; p < n; p++, dst += cols + cols / 4)
         for (uint32_t b = 0; b < cols / 32; b++) {
             int8_t        q[32];
@@ -1508,15 +1649,17 @@ L3__OP2 void l3__pack_int8_as(int type, const bool fours, const float *x, size_t
         }
 }
 
-L3__AVX2 void l3__pack_int8(int type, const float *x, size_t xs, uint32_t n, uint32_t cols, unsigned char *dst) {
+L3__BASE void l3__pack_int8(int type, const float *x, size_t xs, uint32_t n, uint32_t cols, unsigned char *dst) {
     l3__pack_int8_as(type, false, x, xs, n, cols, dst);
 }
-L3__AVX2 void l3__pack_int8_fours(int type, const float *x, size_t xs, uint32_t n, uint32_t cols, unsigned char *dst) {
+
+#if defined(L3__X86)
+L3__BASE void l3__pack_int8_fours(int type, const float *x, size_t xs, uint32_t n, uint32_t cols, unsigned char *dst) {
     l3__pack_int8_as(type, true, x, xs, n, cols, dst);
 }
 
 /* Rows against one position with AVX2: unsigned times signed bytes gives pairs in 16 bits, which 128 * 127 * 2 fits. */
-L3__OP2 __m256 l3__block_avx2(const int type, const uint8_t *w, const int8_t *x, int32_t bias) {
+L3__BASE_OP __m256 l3__block_avx2(const int type, const uint8_t *w, const int8_t *x, int32_t bias) {
     const __m256i ones = _mm256_set1_epi16(1), q = l3__bytes32(x);
     if (type == L3_Q8_0) {
         const __m256i b = l3__bytes32(w + 2);
@@ -1529,44 +1672,8 @@ L3__OP2 __m256 l3__block_avx2(const int type, const uint8_t *w, const int8_t *x,
         _mm256_add_epi32(_mm256_madd_epi16(_mm256_maddubs_epi16(u, q), ones), _mm256_set1_epi32(bias)));
 }
 
-L3__OP2 void l3__int8_dots_avx2(const int type, const uint8_t *w, size_t row_bytes, uint32_t blocks, l3__int8s x,
-                                const size_t rows, float *y) {
-    const size_t block = type == L3_Q8_0 ? 34 : 18;
-    __m256       sum[4], none = _mm256_setzero_ps();
-    L3__EACH(r, rows) sum[r] = none;
-    for (uint32_t b = 0; b < blocks; b++) {
-        float   scale;
-        int32_t bias;
-        memcpy(&scale, x.scale + b * 4, 4);
-        memcpy(&bias, x.bias + b * 4, 4);
-        if (rows == 4) l3__prefetch(w + L3__AHEAD + b * 4 * block, 4 * block);
-        L3__EACH(r, rows) {
-            const uint8_t *q = w + r * row_bytes + b * block;
-            sum[r] = _mm256_fmadd_ps(l3__block_avx2(type, q, x.q + b * 32, bias), _mm256_set1_ps(scale * l3__half(q)),
-                                     sum[r]);
-        }
-    }
-    L3__EACH(r, rows) y[r] = l3__sum8(sum[r]);
-}
-
-L3__OP2 void l3__int8_rows_avx2(const int type, const uint8_t *w, size_t row_bytes, uint32_t rows, uint32_t cols,
-                                const unsigned char *x, uint32_t n, float *y, size_t ys) {
-    uint32_t r = 0;
-    for (; r + 4 <= rows; r += 4)
-        for (uint32_t p = 0; p < n; p++)
-            l3__int8_dots_avx2(type, w + r * row_bytes, row_bytes, cols / 32, l3__int8s_at(x, p, cols), 4,
-                               y + p * ys + r);
-    for (; r < rows; r++)
-        for (uint32_t p = 0; p < n; p++)
-            l3__int8_dots_avx2(type, w + r * row_bytes, row_bytes, cols / 32, l3__int8s_at(x, p, cols), 1,
-                               y + p * ys + r);
-}
-
-L3__AVX2 void l3__int8_avx2(int type, const uint8_t *w, size_t row_bytes, uint32_t rows, uint32_t cols,
-                            const unsigned char *x, uint32_t n, float *y, size_t ys) {
-    if (type == L3_Q8_0) l3__int8_rows_avx2(L3_Q8_0, w, row_bytes, rows, cols, x, n, y, ys);
-    else l3__int8_rows_avx2(L3_Q4_0, w, row_bytes, rows, cols, x, n, y, ys);
-}
+L3__BASE_OP float l3__half_avx2(const uint8_t *p) { return l3__half(p); }
+L3__BASE_OP float l3__total_avx2(__m256 s) { return l3__sum8(s); }
 
 /* Two blocks of a row with AVX-512, as unsigned bytes; `both` false: the second is missing. */
 L3__OP5 __m512i l3__blocks_avx512(const int type, const uint8_t *w, const bool both) {
@@ -1703,7 +1810,7 @@ L3__AVX512 void l3__int8_avx512(int type, const uint8_t *w, size_t row_bytes, ui
 #define L3__P512 12
 
 /* Tiles: words (cols / 4, 12), scales (cols / 32, 12), biases (cols / 32, 12). */
-L3__AVX2 void l3__pack_tiles_int8(int type, const float *x, size_t xs, uint32_t n, uint32_t cols, unsigned char *dst) {
+L3__BASE void l3__pack_tiles_int8(int type, const float *x, size_t xs, uint32_t n, uint32_t cols, unsigned char *dst) {
     const size_t words = (size_t)cols * L3__P512, scales = words / 8;
     for (uint32_t p0 = 0; p0 < n; p0 += L3__P512, dst += words + 2 * scales) {
         if (n - p0 < L3__P512) memset(dst, 0, words + 2 * scales);
@@ -1795,23 +1902,31 @@ L3__AVX512 void l3__gemm_int8(int type, const uint8_t *w, size_t row_bytes, uint
     }
 }
 
-static const l3__fast l3__fast_int8_avx2   = {l3__pack_int8, l3__int8_avx2, 1, 5, NULL, NULL};
 static const l3__fast l3__fast_int8_avx512 = {l3__pack_int8, l3__int8_avx512, 1, 5, NULL, NULL};
 static const l3__fast l3__fast_int4_avx512 = {l3__pack_int8_fours, l3__int8_avx512, 1, 5, NULL, NULL};
 static const l3__fast l3__gemm_int8_avx512 = {l3__pack_tiles_int8, l3__gemm_int8, L3__P512, 5, NULL, NULL};
 
+#endif /* L3__X86 */
+
 /* ---- the levels ---- */
+
+#if defined(L3__X86)
+#define L3__INT8        avx2
+#define L3__INT8_TARGET target(L3__AVX2_TARGET)
+#include "l3.h"
+#undef L3__INT8
+#undef L3__INT8_TARGET
 
 #define L3__ISA    avx2
 #define L3__W      8
 #define L3__P      6
-#define L3__TARGET L3__AVX2_TARGET
-#define L3__TABLES                                                                                                   \
-    static const l3__kernels l3__avx2_kernels = {L3_LEVEL_AVX2,                                                      \
-                                                 128,                                                                \
-                                                 L3__FLOAT_KERNELS,                                                  \
-                                                 {NULL, NULL, NULL, &l3__fast_int8_avx2, &l3__fast_int8_avx2, NULL}, \
-                                                 {&l3__fast_f32_avx2, &l3__fast_f32_avx2, &l3__fast_f32_avx2,        \
+#define L3__TARGET target(L3__AVX2_TARGET)
+#define L3__TABLES                                                                                               \
+    static const l3__kernels l3__avx2_kernels = {L3_LEVEL_AVX2,                                                  \
+                                                 128,                                                            \
+                                                 L3__FLOAT_KERNELS,                                              \
+                                                 {NULL, NULL, NULL, &l3__int8_by_avx2, &l3__int8_by_avx2, NULL}, \
+                                                 {&l3__fast_f32_avx2, &l3__fast_f32_avx2, &l3__fast_f32_avx2,    \
                                                   &l3__fast_f32_avx2, &l3__fast_f32_avx2, &l3__fast_f32_avx2}};
 #include "l3.h"
 #undef L3__ISA
@@ -1823,7 +1938,7 @@ static const l3__fast l3__gemm_int8_avx512 = {l3__pack_tiles_int8, l3__gemm_int8
 #define L3__ISA    avx512
 #define L3__W      16
 #define L3__P      L3__P512
-#define L3__TARGET L3__AVX512_TARGET
+#define L3__TARGET target(L3__AVX512_TARGET)
 #define L3__TABLES                                                                                           \
     static const l3__kernels l3__avx512_kernels = {                                                          \
         L3_LEVEL_AVX512,                                                                                     \
@@ -1845,7 +1960,43 @@ static const l3__fast l3__gemm_int8_avx512 = {l3__pack_tiles_int8, l3__gemm_int8
 #undef L3__P
 #undef L3__TARGET
 #undef L3__TABLES
-#endif /* L3__X86 */
+#else
+#define L3__ISA neon
+#define L3__W   4
+#define L3__P   6
+#define L3__TABLES                                                                                                  \
+    static const l3__kernels l3__neon_kernels    = {L3_LEVEL_NEON,                                                  \
+                                                    128,                                                            \
+                                                    L3__FLOAT_KERNELS,                                              \
+                                                    {NULL, NULL, NULL, &l3__int8_by_neon, &l3__int8_by_neon, NULL}, \
+                                                    {&l3__fast_f32_neon, &l3__fast_f32_neon, &l3__fast_f32_neon,    \
+                                                     &l3__fast_f32_neon, &l3__fast_f32_neon, &l3__fast_f32_neon}};  \
+    static const l3__kernels l3__dotprod_kernels = {                                                                \
+        L3_LEVEL_DOTPROD,                                                                                           \
+        128,                                                                                                        \
+        L3__FLOAT_KERNELS,                                                                                          \
+        {NULL, NULL, NULL, &l3__int8_by_dotprod, &l3__int8_by_dotprod, NULL},                                       \
+        {&l3__fast_f32_neon, &l3__fast_f32_neon, &l3__fast_f32_neon, &l3__fast_f32_neon, &l3__fast_f32_neon,        \
+         &l3__fast_f32_neon}};
+#define L3__INT8        dotprod
+#define L3__INT8_TARGET target(L3__DOTPROD_TARGET)
+#include "l3.h"
+#undef L3__INT8
+#undef L3__INT8_TARGET
+#define L3__INT8 neon
+#define L3__INT8_TARGET
+#include "l3.h"
+#undef L3__INT8
+#undef L3__INT8_TARGET
+#define L3__TARGET
+#include "l3.h"
+#undef L3__TARGET
+#undef L3__ISA
+#undef L3__W
+#undef L3__P
+#undef L3__TABLES
+#endif
+#endif /* L3__VECTORS */
 
 L3_API const char *l3_level_name(int level) {
     switch (level) {
@@ -1854,6 +2005,8 @@ L3_API const char *l3_level_name(int level) {
     case L3_LEVEL_AVX2: return "avx2";
     case L3_LEVEL_AVX512: return "avx512";
     case L3_LEVEL_BF16: return "bf16";
+    case L3_LEVEL_NEON: return "neon";
+    case L3_LEVEL_DOTPROD: return "dotprod";
     default: return NULL;
     }
 }
@@ -1869,6 +2022,16 @@ L3__FN const l3__kernels *l3__kernels_of(int level) {
     if (level == L3_LEVEL_AVX2 && avx2) return &l3__avx2_kernels;
     if (level == L3_LEVEL_AVX512 && avx512) return &l3__avx512_kernels;
     if (level == L3_LEVEL_BF16 && avx512 && __builtin_cpu_supports("avx512bf16")) return &l3__bf16_kernels;
+#elif defined(L3__NEON)
+#if defined(__ARM_FEATURE_DOTPROD)
+    const bool dotprod = true;
+#elif defined(__linux__) && !defined(L3_NO_STDIO)
+    const bool dotprod = (getauxval(AT_HWCAP) & (1ul << 20)) != 0; /* HWCAP_ASIMDDP */
+#else
+    const bool dotprod = false;
+#endif
+    if (level == L3_LEVEL_NEON) return &l3__neon_kernels;
+    if (level == L3_LEVEL_DOTPROD && dotprod) return &l3__dotprod_kernels;
 #endif
     return NULL;
 }
@@ -1886,7 +2049,7 @@ L3__FN const l3__kernels *l3__choose_kernels(int level) {
     }
 #endif
     if (level != L3_LEVEL_BEST) return l3__kernels_of(level);
-    for (int i = L3_LEVEL_BF16; !k; i--) k = l3__kernels_of(i);
+    for (int i = L3_LEVEL_DOTPROD; !k; i--) k = l3__kernels_of(i);
     return k;
 }
 /* >>threads ------------------------------------------------------------------------------------------------------- */
@@ -2099,11 +2262,11 @@ L3_API void l3_source_close_file(l3_file *f) {
 
 L3__FN int l3__read_file(void *user, uint64_t off, void *dst, size_t n) {
     const l3_file *f = (const l3_file *)user;
-    uint8_t *p = (uint8_t *)dst;
+    uint8_t       *p = (uint8_t *)dst;
     while (n) {
-        const size_t want = n > 0x40000000 ? 0x40000000 : n;
+        const size_t  want = n > 0x40000000 ? 0x40000000 : n;
 #ifdef L3__HAVE_PREAD
-        const ssize_t got = pread((int)f->handle, p, want, (off_t)off);
+        const ssize_t got  = pread((int)f->handle, p, want, (off_t)off);
 #else
         const ssize_t got =
             lseek((int)f->handle, (off_t)off, SEEK_SET) < 0 ? -1 : read((int)f->handle, p, want); /* one thread only */
@@ -2118,8 +2281,8 @@ L3__FN int l3__read_file(void *user, uint64_t off, void *dst, size_t n) {
 
 #ifdef POSIX_MADV_WILLNEED
 L3__FN void l3__hint_map(void *user, uint64_t off, size_t n) {
-    const l3_file *f = (const l3_file *)user;
-    const uintptr_t p = (uintptr_t)f->mapping + (uintptr_t)off;
+    const l3_file  *f    = (const l3_file *)user;
+    const uintptr_t p    = (uintptr_t)f->mapping + (uintptr_t)off;
     const uintptr_t skip = p & ((uintptr_t)f->view - 1); /* view: the page size */
     (void)posix_madvise((void *)(p - skip), n + (size_t)skip, POSIX_MADV_WILLNEED);
 }
@@ -2141,8 +2304,8 @@ L3_API int l3_source_open_file(l3_file *f, const char *path, l3_file_mode mode, 
         close(fd);
         return l3__open_error(err, failed, "is empty or no regular file", path);
     }
-    f->handle = fd;
-    f->view = (intptr_t)sysconf(_SC_PAGESIZE);
+    f->handle      = fd;
+    f->view        = (intptr_t)sysconf(_SC_PAGESIZE);
     f->source.user = f;
     f->source.size = (uint64_t)st.st_size;
     f->source.read = l3__read_file;
@@ -2152,8 +2315,8 @@ L3_API int l3_source_open_file(l3_file *f, const char *path, l3_file_mode mode, 
     if (mode == L3_FILE_MAP && f->source.size <= SIZE_MAX) {
         void *p = mmap(NULL, (size_t)f->source.size, PROT_READ, MAP_SHARED, fd, 0);
         if (p != MAP_FAILED) {
-            f->mapping = p;
-            f->source.map = l3__map_file;
+            f->mapping     = p;
+            f->source.map  = l3__map_file;
 #ifdef POSIX_MADV_WILLNEED
             f->source.hint = l3__hint_map;
 #endif
@@ -3431,17 +3594,70 @@ L3_API int l3_alloc_finish(l3_alloc *x, uint32_t row_count, uint32_t max_rows, i
 #endif
 #endif /* L3_IMPLEMENTATION */
 
+/* >>int8 ---------------------------------------------------------------------------------------------------------- */
+
+/* Rows of Q8_0 or Q4_0 against int8 activations, read once for every L3__INT8, which has an operation `block`. */
+#ifdef L3__INT8
+#define L3__JOIN2(a, b) a##_##b
+#define L3__JOIN(a, b)  L3__JOIN2(a, b)
+#define L3__K(name)     L3__JOIN(l3__##name, L3__INT8)
+#define L3__PART        static inline __attribute__((always_inline, unused, L3__INT8_TARGET))
+
+L3__PART void L3__K(int8_dots)(const int type, const uint8_t *w, size_t row_bytes, uint32_t blocks, l3__int8s x,
+                               const size_t rows, float *y) {
+    const size_t block = type == L3_Q8_0 ? 34 : 18;
+    L3__K(v) sum[4];
+    L3__EACH(r, rows) sum[r] = L3__K(all)(0.0f);
+    for (uint32_t b = 0; b < blocks; b++) {
+        float   scale;
+        int32_t bias;
+        memcpy(&scale, x.scale + b * 4, 4);
+        memcpy(&bias, x.bias + b * 4, 4);
+        if (rows == 4) l3__prefetch(w + L3__AHEAD + b * 4 * block, 4 * block);
+        L3__EACH(r, rows) {
+            const uint8_t *q = w + r * row_bytes + b * block;
+            sum[r] = L3__K(fma)(L3__K(block)(type, q, x.q + b * 32, bias), L3__K(all)(scale * L3__K(half)(q)), sum[r]);
+        }
+    }
+    L3__EACH(r, rows) y[r] = L3__K(total)(sum[r]);
+}
+
+L3__PART void L3__K(int8_rows)(const int type, const uint8_t *w, size_t row_bytes, uint32_t rows, uint32_t cols,
+                               const unsigned char *x, uint32_t n, float *y, size_t ys) {
+    uint32_t r = 0;
+    for (; r + 4 <= rows; r += 4)
+        for (uint32_t p = 0; p < n; p++) L3__K(int8_dots)
+    (type, w + r * row_bytes, row_bytes, cols / 32, l3__int8s_at(x, p, cols), 4, y + p * ys + r);
+    for (; r < rows; r++)
+        for (uint32_t p = 0; p < n; p++) L3__K(int8_dots)
+    (type, w + r * row_bytes, row_bytes, cols / 32, l3__int8s_at(x, p, cols), 1, y + p * ys + r);
+}
+
+static __attribute__((unused, L3__INT8_TARGET)) void L3__K(int8)(int type, const uint8_t *w, size_t row_bytes,
+                                                                 uint32_t rows, uint32_t cols, const unsigned char *x,
+                                                                 uint32_t n, float *y, size_t ys) {
+    if (type == L3_Q8_0) L3__K(int8_rows)(L3_Q8_0, w, row_bytes, rows, cols, x, n, y, ys);
+    else L3__K(int8_rows)(L3_Q4_0, w, row_bytes, rows, cols, x, n, y, ys);
+}
+static const l3__fast L3__K(int8_by) = {l3__pack_int8, L3__K(int8), 1, 5, NULL, NULL};
+
+#undef L3__JOIN2
+#undef L3__JOIN
+#undef L3__K
+#undef L3__PART
+#endif
+
 /* >>kernels ------------------------------------------------------------------------------------------------------- */
 
 /* Read once for every instruction set L3__ISA by the section >>vectors above, which defines L3__W and L3__TARGET. What has a
  * plain C twin in >>matmul gives the same bits as that. */
-#ifdef L3__ISA
+#if defined(L3__ISA) && !defined(L3__INT8)
 #define L3__JOIN2(a, b) a##_##b
 #define L3__JOIN(a, b)  L3__JOIN2(a, b)
 #define L3__K(name)     L3__JOIN(l3__##name, L3__ISA) /* l3__dot_avx2, ... */
 #define L3__PARTS       (L3__LANES / L3__W)           /* vectors that make up the lanes */
-#define L3__KERNEL      static __attribute__((unused, target(L3__TARGET)))
-#define L3__PART        static inline __attribute__((always_inline, unused, target(L3__TARGET)))
+#define L3__KERNEL      static __attribute__((unused, L3__TARGET))
+#define L3__PART        static inline __attribute__((always_inline, unused, L3__TARGET))
 #define L3__VF          L3__K(v)
 
 /* What 4 rows need L3__AHEAD bytes after element i of all of them. */
@@ -3670,20 +3886,30 @@ L3__KERNEL float L3__K(exp_scores)(float *w, float peak) {
     return L3__K(sum)(lane);
 }
 
-/* out (cols,) += the sum of n rows weighted by w; 32 columns at a time stay in registers. */
+/* 32 * blocks columns of what follows: enough sums side by side to hide how long an addition takes. */
+L3__PART void L3__K(weigh_blocks)(const int type, const uint8_t *rows, size_t row_bytes, const float *w, uint32_t n,
+                                  float *out, uint32_t first, const size_t blocks) {
+    L3__VF sum[4][2 * L3__PARTS], v[2 * L3__PARTS];
+    L3__EACH(b, blocks) { L3__EACH(j, 2 * L3__PARTS) sum[b][j] = L3__K(load)(out + first + b * 32 + j * L3__W); }
+    for (uint32_t t = 0; t < n; t++) {
+        const L3__VF weight = L3__K(all)(w[t]);
+        L3__EACH(b, blocks) {
+            L3__K(weights32)(type, rows + t * row_bytes, first + (uint32_t)b * 32, v);
+            L3__EACH(j, 2 * L3__PARTS) sum[b][j] = L3__K(plus)(sum[b][j], L3__K(times)(weight, v[j]));
+        }
+    }
+    L3__EACH(b, blocks) { L3__EACH(j, 2 * L3__PARTS) L3__K(store)(out + first + b * 32 + j * L3__W, sum[b][j]); }
+}
+
+/* out (cols,) += the sum of n rows weighted by w. */
 L3__PART void L3__K(weigh)(const int type, const uint8_t *rows, size_t row_bytes, const float *w, uint32_t n,
                            float *out, uint32_t cols) {
     uint32_t i = 0;
-    for (; i + 32 <= cols; i += 32) {
-        L3__VF sum[2 * L3__PARTS], v[2 * L3__PARTS];
-        L3__EACH(j, 2 * L3__PARTS) sum[j] = L3__K(load)(out + i + j * L3__W);
-        for (uint32_t t = 0; t < n; t++) {
-            const L3__VF weight = L3__K(all)(w[t]);
-            L3__K(weights32)(type, rows + t * row_bytes, i, v);
-            L3__EACH(j, 2 * L3__PARTS) sum[j] = L3__K(plus)(sum[j], L3__K(times)(weight, v[j]));
-        }
-        L3__EACH(j, 2 * L3__PARTS) L3__K(store)(out + i + j * L3__W, sum[j]);
-    }
+    if (L3__W == 16)
+        for (; i + 128 <= cols; i += 128) L3__K(weigh_blocks)(type, rows, row_bytes, w, n, out, i, 4);
+    if (L3__W >= 8)
+        for (; i + 64 <= cols; i += 64) L3__K(weigh_blocks)(type, rows, row_bytes, w, n, out, i, 2);
+    for (; i + 32 <= cols; i += 32) L3__K(weigh_blocks)(type, rows, row_bytes, w, n, out, i, 1);
     if (i == cols) return;
     float  last[32] = {0};
     L3__VF sum[2 * L3__PARTS], v[2 * L3__PARTS];

@@ -172,19 +172,30 @@ static void write_offsets(gguf_writer *w, const shape *s) {
 static uint32_t lookup_block(const shape *s, uint32_t i) { return (i + 1) * s->blocks / (s->lookups + 1); }
 static uint32_t value_length(const shape *s) { return s->d_emb ? s->d_emb : s->dim; }
 
-static void write_keys(gguf_writer *w, const shape *s) {
+static void write_number(gguf_writer *w, const char *architecture, const char *key, uint32_t value) {
     char name[64];
+    snprintf(name, sizeof name, "%s.%s", architecture, key);
+    gguf_u32(w, name, value);
+}
+
+/* Without lookup layers it is a Llama that other programs read too. */
+static void write_keys(gguf_writer *w, const shape *s) {
+    const char *a = s->lookups ? "l3" : "llama";
+    char        name[64];
     snprintf(name, sizeof name, "synthetic %s", s->name);
-    gguf_string(w, "general.architecture", "l3");
+    gguf_string(w, "general.architecture", a);
     gguf_string(w, "general.name", name);
-    gguf_u32(w, "l3.vocab_size", s->vocab);
-    gguf_u32(w, "l3.context_length", SYNTHETIC_CONTEXT);
-    gguf_u32(w, "l3.embedding_length", s->dim);
-    gguf_u32(w, "l3.feed_forward_length", s->ffn);
-    gguf_u32(w, "l3.block_count", s->blocks);
-    gguf_u32(w, "l3.attention.head_count", s->heads);
-    gguf_u32(w, "l3.attention.head_count_kv", s->kv_heads);
-    gguf_f32(w, "l3.attention.layer_norm_rms_epsilon", 1e-5f);
+    gguf_string(w, "tokenizer.ggml.model", "no_vocab");
+    write_number(w, a, "vocab_size", s->vocab);
+    write_number(w, a, "context_length", SYNTHETIC_CONTEXT);
+    write_number(w, a, "embedding_length", s->dim);
+    write_number(w, a, "feed_forward_length", s->ffn);
+    write_number(w, a, "block_count", s->blocks);
+    write_number(w, a, "attention.head_count", s->heads);
+    write_number(w, a, "attention.head_count_kv", s->kv_heads);
+    snprintf(name, sizeof name, "%s.attention.layer_norm_rms_epsilon", a);
+    gguf_f32(w, name, 1e-5f);
+    if (!s->lookups) return;
     gguf_array(w, "l3.lookup.block_indices", L3_GGUF_U32, s->lookups);
     for (uint32_t i = 0; i < s->lookups; i++) gguf_put_number(&w->keys, lookup_block(s, i), 4);
     gguf_u32(w, "l3.lookup.row_count", s->rows);
