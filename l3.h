@@ -31,13 +31,16 @@
  *          in _init takes them; the size is exact. No globals. No recursion.
  * ERRORS   Every call that can fail returns L3_OK (0) or a negative l3_status and, where err is not NULL, fills *err.
  * THREADS  Objects that calls take as const may be used by any number of threads at once; l3_work by one at a time.
- * NUMBERS  For one build, results are the same bits however the bytes arrive (mapped, read, any window, alignment,
- *          cache, threads). Built without fast-math and contraction (gcc: -ffp-contract=off), with floats computed as
- *          floats (FLT_EVAL_METHOD 0: on 32-bit x86 -msse2 -mfpmath=sse, on s390x -std=gnu99 instead of c99), they are
- *          the same on every IEEE-754 machine: exp, sin, cos, pow and sqrt are ours.
+ * STACK    A few kilobytes; in L3_FAST above plain C up to 44 KB in every thread that takes part (panels of weights).
+ * NUMBERS  For one build, mode and level, results are the same bits however the bytes arrive (mapped, read, any window,
+ *          alignment, cache, threads, batch). In L3_EXACT they are the same at every level. Built without fast-math and
+ *          contraction (gcc: -ffp-contract=off), with floats computed as floats (FLT_EVAL_METHOD 0: on 32-bit x86 -msse2
+ *          -mfpmath=sse, on s390x -std=gnu99 instead of c99), they are the same on every IEEE-754 machine: exp, sin, cos, pow
+ *          and sqrt are ours.
  *
  * Sections: >>status >>source >>types >>jobs >>lookup >>allocation, then the implementation:
- *           >>base >>math >>rows >>matmul >>threads >>files >>cache >>chunks >>forward >>lzw
+ *           >>base >>math >>rows >>matmul >>vectors >>levels >>threads >>files >>cache >>chunks >>forward >>lzw, and what
+ *           is read once for every instruction set: >>int8 >>kernels
  */
 #ifndef L3_H
 #define L3_H
@@ -1400,7 +1403,7 @@ typedef float32x4_t l3__v_neon;
 L3__OP float32x4_t l3__load_neon(const float *p) { return vld1q_f32(p); }
 L3__OP float32x4_t l3__load_part_neon(const float *p, uint32_t n) {
     float v[4] = {0};
-    for (uint32_t i = 0; i < 4 && i < n; i++) v[i] = p[i];
+    memcpy(v, p, (n < 4 ? n : 4) * sizeof *v);
     return vld1q_f32(v);
 }
 L3__OP void        l3__store_neon(float *p, float32x4_t a) { vst1q_f32(p, a); }
@@ -3624,13 +3627,15 @@ L3__PART void L3__K(int8_dots)(const int type, const uint8_t *w, size_t row_byte
 
 L3__PART void L3__K(int8_rows)(const int type, const uint8_t *w, size_t row_bytes, uint32_t rows, uint32_t cols,
                                const unsigned char *x, uint32_t n, float *y, size_t ys) {
-    uint32_t r = 0;
-    for (; r + 4 <= rows; r += 4)
-        for (uint32_t p = 0; p < n; p++) L3__K(int8_dots)
-    (type, w + r * row_bytes, row_bytes, cols / 32, l3__int8s_at(x, p, cols), 4, y + p * ys + r);
-    for (; r < rows; r++)
-        for (uint32_t p = 0; p < n; p++) L3__K(int8_dots)
-    (type, w + r * row_bytes, row_bytes, cols / 32, l3__int8s_at(x, p, cols), 1, y + p * ys + r);
+    for (uint32_t r = 0, some; r < rows; r += some) {
+        const uint8_t *row = w + r * row_bytes;
+        some               = rows - r >= 4 ? 4 : 1;
+        for (uint32_t p = 0; p < n; p++) {
+            const l3__int8s a = l3__int8s_at(x, p, cols);
+            if (some == 4) L3__K(int8_dots)(type, row, row_bytes, cols / 32, a, 4, y + p * ys + r);
+            else L3__K(int8_dots)(type, row, row_bytes, cols / 32, a, 1, y + p * ys + r);
+        }
+    }
 }
 
 static __attribute__((unused, L3__INT8_TARGET)) void L3__K(int8)(int type, const uint8_t *w, size_t row_bytes,

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The plain C path gives the same bits on every IEEE-754 machine: builds tests/portable.c for each that has a compiler and an
+# Exact mode gives the same bits on every IEEE-754 machine: builds tests/portable.c for each that has a compiler and an
 # emulator here, and compares what it prints with the host's. Absent ones are skipped and named.
 set -u
 cd "$(dirname "$0")/.." || exit 1
@@ -47,6 +47,24 @@ compare "PowerPC, 32-bit big-endian" "powerpc-linux-gnu-gcc -static" qemu-ppc
 WINEPREFIX="$work/wine" WINEDEBUG=-all
 export WINEPREFIX WINEDEBUG
 compare "Windows x86-64, wine" "x86_64-w64-mingw32-gcc -static" wine
+
+# The kernels of AArch64 against plain C, with and without the int8 dot product.
+kernels() { # processor
+    if ! command -v aarch64-linux-gnu-gcc >/dev/null 2>&1 || ! command -v qemu-aarch64 >/dev/null 2>&1; then
+        skipped=$((skipped + 1))
+        echo "skipped: kernels of $1 need aarch64-linux-gnu-gcc and qemu-aarch64" >&2
+    elif aarch64-linux-gnu-gcc -static $flags -D_POSIX_C_SOURCE=200809L tests/test_kernels.c tests/ref.c tests/make_model.c \
+        -o "$work/kernels" -lm >"$work/log" 2>&1 && L3_QUICK=1 timeout 900 qemu-aarch64 -cpu "$1" "$work/kernels" >>"$work/log" 2>&1; then
+        passed=$((passed + 1))
+        echo "kernels: AArch64, $1" >&2
+    else
+        failed=$((failed + 1))
+        echo "FAILED: kernels of AArch64, $1" >&2
+        cat "$work/log" >&2
+    fi
+}
+kernels cortex-a53
+kernels cortex-a76
 
 echo "cross: $passed passed, $failed failed, $skipped skipped"
 [ $failed = 0 ]
