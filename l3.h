@@ -21,7 +21,7 @@
  *     L3_NO_STDIO        leaves out l3_source_open_file() and every operating-system header
  *     L3_NO_ERROR_TEXT   leaves out the sentences; codes and offsets stay
  *     L3_NO_ALLOCATOR    leaves out the builder of allocations (l3_alloc_*)
- *     L3_NO_SIMD         leaves out the kernels for particular processors: plain C only, as in every L3_NO_STDIO build
+ *     L3_NO_SIMD         leaves out the kernels for particular processors: plain C only, as always on x86-64 with L3_NO_STDIO
  *     L3_THREADS         gives l3_pool, a small pthread pool (needs gcc or clang atomics)
  *     L3_ALIGN           alignment of blocks given to the library, a power of two >= 8 (64; 16 with L3_NO_STDIO)
  *     L3_MAX_ALIGN       largest l3_source.align; three times this is taken from the stack while a file is opened, six
@@ -275,8 +275,9 @@ typedef enum l3_verify {
 } l3_verify;
 
 typedef enum l3_mode {
-    L3_FAST, /* activations are rounded to int8 (by blocks of 32) for Q8_0 and Q4_0 weights, and to bf16 for F16 and BF16
-                weights in l3_prefill, where the level gains by it; the last bits depend on level and split of the text */
+    L3_FAST, /* activations are rounded where the level gains by it: to int8, by blocks of 32, for Q8_0 and Q4_0 weights,
+                in l3_prefill also to bf16 for F16, BF16 and Q6_K ones. The last bits depend on the level, and on which
+                tokens came alone and which together with others in a call of l3_prefill */
     L3_EXACT /* float activations, every reduction in a fixed order: the same bits at every level and however a text is
                 split into calls */
 } l3_mode;
@@ -299,14 +300,13 @@ L3_API bool l3_level_works(int level);
 
 /* How layers are run. All zero is a good choice; NULL means the same. */
 typedef struct l3_work_config {
-    l3_mode  mode;
-    l3_level level; /* refused (L3_ERR_ARGUMENT) where it does not work */
-    uint32_t
-           batch;  /* positions computed at once; 0: 32, or 128 at levels above plain. Memory grows with it, weights are
-                         read once for all */
-    size_t window; /* bytes through which weights and rows without a mapping are read; 0: the larger of 64 KiB and
+    l3_mode   mode;
+    l3_level  level;  /* refused (L3_ERR_ARGUMENT) where it does not work                                        */
+    uint32_t  batch;  /* positions computed at once; 0: 32, at levels above plain 128. Memory grows with it, weights
+                         are read once for all                                                                   */
+    size_t    window; /* bytes through which weights and rows without a mapping are read; 0: the larger of 64 KiB and
                          the least that works. With start/wait there are two. Without effect when all is mapped */
-    size_t cache;  /* bytes for rows of tokens read before; 0: none. Without effect when rows are mapped     */
+    size_t    cache;  /* bytes for rows of tokens read before; 0: none. Without effect when rows are mapped     */
     l3_verify verify;
     l3_jobs   jobs;
     /* Optional; called between pieces of work; anything but 0 stops the call with L3_ERR_CANCELLED. */
@@ -1163,23 +1163,18 @@ L3__FN void l3__center(float *x, uint32_t n) {
     for (uint32_t i = 0; i < n; i++) x[i] -= mean;
 }
 
-/* Y = X W^T for X in the form that l3__pack_fn gave it. */
-typedef void (*l3__packed_fn)(int type, const uint8_t *w, size_t row_bytes, uint32_t rows, uint32_t cols,
-                              const unsigned char *x, uint32_t n, float *y, size_t ys);
-typedef void (*l3__pack_fn)(int type, const float *x, size_t xs, uint32_t n, uint32_t cols, unsigned char *dst);
-
-/* Elements first ... end - 1 of 16 rows as a panel, and c (tile, 16) = or += a panel times a tile, depth words deep. */
-typedef void (*l3__panel_fn)(int type, const uint8_t *const *rows, uint32_t first, uint32_t end, void *panel);
-typedef void (*l3__tile_fn)(const void *panel, const void *x, uint32_t depth, bool first, float *c, size_t cs);
-
-/* How L3_FAST multiplies weights of one type. n positions of cols elements are packed first: into
- * (n rounded up to a multiple of `tile`) * (cols rounded up to 32) * quarters / 4 bytes. */
+/* How L3_FAST multiplies weights of one type, Y = X W^T. X (n, cols) is packed first, `tile` positions at a time, each block
+ * of 32 elements into `words` words of 32 bits a position. Then either the rows take the packed positions one by one
+ * (`rows`), or, for many positions, panels of 16 rows are made of the weights (`panel`, blocks first ... end - 1 of cols
+ * elements, panel_words times 16 words a block) and multiplied with a tile at a time (`times`, so many blocks deep: c (tile,
+ * 16), with stride cs, is set if `first`, else added to). */
 typedef struct l3__fast {
-    l3__pack_fn   pack;
-    l3__packed_fn multiply;
-    uint32_t      tile, quarters;
-    l3__panel_fn  panel; /* floats only: what attention is made of, too */
-    l3__tile_fn   times;
+    void (*pack)(int type, const float *x, size_t xs, uint32_t n, uint32_t cols, unsigned char *dst);
+    void (*rows)(int type, const uint8_t *w, size_t row_bytes, uint32_t rows, uint32_t cols, const unsigned char *x,
+                 uint32_t n, float *y, size_t ys);
+    void (*panel)(int type, const uint8_t *const *rows, uint32_t first, uint32_t end, uint32_t cols, void *panel);
+    void (*times)(const void *panel, const void *x, uint32_t blocks, bool first, float *c, size_t cs);
+    uint32_t tile, words, panel_words;
 } l3__fast;
 
 /* The 16 rows of a panel; what is beyond the last one is any row, and its results are thrown away. */
@@ -1253,30 +1248,44 @@ L3__FN void l3__rms_norm(const l3__kernels *k, const float *x, const float *weig
 #define L3__EACH(i, n) L3__UNROLL for (size_t i = 0; i < (size_t)(n); i++)
 
 #if defined(L3__X86)
+/* What differs by the width only. scale2: a * 2^k, k being the integer that `shifted` has in its low bits above 0x4b400000, as
+ * in l3__expf. */
+#define L3__X86_OPS(isa, v, mm, si)                                                                 \
+    typedef v   l3__v_##isa;                                                                        \
+    L3__OP v    l3__load_##isa(const float *p) { return mm##_loadu_ps(p); }                         \
+    L3__OP void l3__store_##isa(float *p, v a) { mm##_storeu_ps(p, a); }                            \
+    L3__OP v    l3__all_##isa(float a) { return mm##_set1_ps(a); }                                  \
+    L3__OP v    l3__plus_##isa(v a, v b) { return mm##_add_ps(a, b); }                              \
+    L3__OP v    l3__minus_##isa(v a, v b) { return mm##_sub_ps(a, b); }                             \
+    L3__OP v    l3__times_##isa(v a, v b) { return mm##_mul_ps(a, b); }                             \
+    L3__OP v    l3__over_##isa(v a, v b) { return mm##_div_ps(a, b); }                              \
+    L3__OP v    l3__fma_##isa(v a, v b, v c) { return mm##_fmadd_ps(a, b, c); }                     \
+    L3__OP v    l3__max_##isa(v a, v b) { return mm##_max_ps(a, b); }                               \
+    L3__OP v    l3__two_to_##isa(v##i k) { /* 2^k */                                                \
+        return mm##_cast##si##_ps(mm##_slli_epi32(mm##_add_epi32(k, mm##_set1_epi32(127)), 23)); \
+    }                                                                                               \
+    L3__OP v l3__scale2_##isa(v a, v shifted) {                                                     \
+        const v##i k    = mm##_sub_epi32(mm##_castps_##si(shifted), mm##_set1_epi32(0x4b400000));   \
+        const v##i half = mm##_srai_epi32(mm##_add_epi32(k, mm##_srli_epi32(k, 31)), 1);            \
+        a               = mm##_mul_ps(a, l3__two_to_##isa(half));                                   \
+        return mm##_mul_ps(a, l3__two_to_##isa(mm##_sub_epi32(k, half)));                           \
+    }
+
 #define L3__AVX2_TARGET   "avx2,fma,f16c"
 #define L3__AVX512_TARGET "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"
 
 #define L3__OP static inline __attribute__((always_inline, unused, target(L3__AVX2_TARGET)))
-typedef __m256 l3__v_avx2;
+L3__X86_OPS(avx2, __m256, _mm256, si256)
 
 L3__OP __m128i l3__bytes16(const void *p) { return _mm_loadu_si128((const __m128i *)p); }
 L3__OP __m256i l3__bytes32(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
-L3__OP float   l3__half(const uint8_t *p) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(l3__le16(p)))); }
+L3__OP float   l3__half_avx2(const uint8_t *p) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(l3__le16(p)))); }
 
-L3__OP __m256 l3__load_avx2(const float *p) { return _mm256_loadu_ps(p); }
 /* The first n of 8; zeros behind. */
 L3__OP __m256 l3__load_part_avx2(const float *p, uint32_t n) {
     const __m256i place = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     return _mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(n < 8 ? (int)n : 8), place));
 }
-L3__OP void   l3__store_avx2(float *p, __m256 a) { _mm256_storeu_ps(p, a); }
-L3__OP __m256 l3__all_avx2(float a) { return _mm256_set1_ps(a); }
-L3__OP __m256 l3__plus_avx2(__m256 a, __m256 b) { return _mm256_add_ps(a, b); }
-L3__OP __m256 l3__minus_avx2(__m256 a, __m256 b) { return _mm256_sub_ps(a, b); }
-L3__OP __m256 l3__times_avx2(__m256 a, __m256 b) { return _mm256_mul_ps(a, b); }
-L3__OP __m256 l3__over_avx2(__m256 a, __m256 b) { return _mm256_div_ps(a, b); }
-L3__OP __m256 l3__fma_avx2(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
-L3__OP __m256 l3__max_avx2(__m256 a, __m256 b) { return _mm256_max_ps(a, b); }
 L3__OP __m256 l3__from_f16_avx2(const uint8_t *p) { return _mm256_cvtph_ps(l3__bytes16(p)); }
 L3__OP __m256 l3__from_bf16_avx2(const uint8_t *p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(l3__bytes16(p)), 16));
@@ -1298,16 +1307,8 @@ L3__OP __m256 l3__above_avx2(__m256 a, __m256 b, __m256 x, __m256 y) {
 L3__OP __m256 l3__keep_nan_avx2(__m256 a, __m256 b) {
     return _mm256_blendv_ps(a, b, _mm256_cmp_ps(b, b, _CMP_UNORD_Q));
 }
-/* a * 2^k, k being the integer that `shifted` has in its low bits above 0x4b400000, as in l3__expf. */
-L3__OP __m256 l3__scale2_avx2(__m256 a, __m256 shifted) {
-    const __m256i k    = _mm256_sub_epi32(_mm256_castps_si256(shifted), _mm256_set1_epi32(0x4b400000));
-    const __m256i half = _mm256_srai_epi32(_mm256_add_epi32(k, _mm256_srli_epi32(k, 31)), 1);
-    const __m256i rest = _mm256_sub_epi32(k, half), bias = _mm256_set1_epi32(127);
-    const __m256  p = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23));
-    return _mm256_mul_ps(_mm256_mul_ps(a, p), _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23)));
-}
 /* The sum of 16 lanes in the order of l3__lanes_sum. */
-L3__OP float l3__sum8(__m256 s) {
+L3__OP float l3__total_avx2(__m256 s) {
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
     const __m128 two  = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
@@ -1327,26 +1328,17 @@ L3__OP void l3__transpose_avx2(__m256 *a) {
         a[i + 4] = _mm256_permute2f128_ps(c[i], c[i + 4], 0x31);
     }
 }
-L3__OP float l3__sum_avx2(const __m256 *lane) { return l3__sum8(_mm256_add_ps(lane[0], lane[1])); }
+L3__OP float l3__sum_avx2(const __m256 *lane) { return l3__total_avx2(_mm256_add_ps(lane[0], lane[1])); }
 #undef L3__OP
 
 #define L3__OP static inline __attribute__((always_inline, unused, target(L3__AVX512_TARGET)))
-typedef __m512 l3__v_avx512;
+L3__X86_OPS(avx512, __m512, _mm512, si512)
 
 L3__OP __m512i l3__bytes64(const void *p) { return _mm512_loadu_si512(p); }
 
-L3__OP __m512 l3__load_avx512(const float *p) { return _mm512_loadu_ps(p); }
 L3__OP __m512 l3__load_part_avx512(const float *p, uint32_t n) {
     return _mm512_maskz_loadu_ps((__mmask16)(n < 16 ? (1u << n) - 1 : 0xffff), p);
 }
-L3__OP void   l3__store_avx512(float *p, __m512 a) { _mm512_storeu_ps(p, a); }
-L3__OP __m512 l3__all_avx512(float a) { return _mm512_set1_ps(a); }
-L3__OP __m512 l3__plus_avx512(__m512 a, __m512 b) { return _mm512_add_ps(a, b); }
-L3__OP __m512 l3__minus_avx512(__m512 a, __m512 b) { return _mm512_sub_ps(a, b); }
-L3__OP __m512 l3__times_avx512(__m512 a, __m512 b) { return _mm512_mul_ps(a, b); }
-L3__OP __m512 l3__over_avx512(__m512 a, __m512 b) { return _mm512_div_ps(a, b); }
-L3__OP __m512 l3__fma_avx512(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
-L3__OP __m512 l3__max_avx512(__m512 a, __m512 b) { return _mm512_max_ps(a, b); }
 L3__OP __m512 l3__from_f16_avx512(const uint8_t *p) { return _mm512_cvtph_ps(l3__bytes32(p)); }
 L3__OP __m512 l3__from_bf16_avx512(const uint8_t *p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(l3__bytes32(p)), 16));
@@ -1362,13 +1354,6 @@ L3__OP __m512 l3__above_avx512(__m512 a, __m512 b, __m512 x, __m512 y) {
 }
 L3__OP __m512 l3__keep_nan_avx512(__m512 a, __m512 b) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(b, b, _CMP_UNORD_Q), a, b);
-}
-L3__OP __m512 l3__scale2_avx512(__m512 a, __m512 shifted) {
-    const __m512i k    = _mm512_sub_epi32(_mm512_castps_si512(shifted), _mm512_set1_epi32(0x4b400000));
-    const __m512i half = _mm512_srai_epi32(_mm512_add_epi32(k, _mm512_srli_epi32(k, 31)), 1);
-    const __m512i rest = _mm512_sub_epi32(k, half), bias = _mm512_set1_epi32(127);
-    const __m512  p = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(half, bias), 23));
-    return _mm512_mul_ps(_mm512_mul_ps(a, p), _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(rest, bias), 23)));
 }
 L3__OP void l3__transpose_avx512(__m512 *a) {
     __m512 b[16];
@@ -1391,7 +1376,7 @@ L3__OP void l3__transpose_avx512(__m512 *a) {
     L3__EACH(j, 16) a[j] = b[j];
 }
 L3__OP float l3__sum_avx512(const __m512 *lane) {
-    return l3__sum8(_mm256_add_ps(_mm512_castps512_ps256(lane[0]), _mm512_extractf32x8_ps(lane[0], 1)));
+    return l3__total_avx2(_mm256_add_ps(_mm512_castps512_ps256(lane[0]), _mm512_extractf32x8_ps(lane[0], 1)));
 }
 #undef L3__OP
 #endif
@@ -1509,8 +1494,8 @@ L3__OP float32x4_t  l3__block_dotprod(const int type, const uint8_t *w, const in
 /* ---- what all matrix products of many positions share ---- */
 
 #define L3__ALIGN64 __attribute__((aligned(64)))
-#define L3__MAX_P   12   /* positions of a tile, at most */
-#define L3__DEPTH   512u /* words of a panel: 32 KB, which stay in the L1 or L2 cache while all positions pass */
+#define L3__MAX_P   12     /* positions of a tile, at most */
+#define L3__PANEL   32768u /* bytes of a panel, which stay in the L1 or L2 cache while all positions pass */
 
 /* Where a tile's results go: right into Y, or at its edges into a buffer from which the part that exists is copied. */
 typedef struct l3__corner {
@@ -1533,26 +1518,36 @@ L3__FN void l3__corner_out(const l3__corner *c) {
         memcpy(c->y + p * c->ys, c->at + p * 16, c->rows * sizeof(float));
 }
 
-/* A product by panels and tiles; `unit` elements to a word. */
-L3__FN void l3__gemm(l3__panel_fn make, l3__tile_fn multiply, uint32_t unit, uint32_t tile, int type, const uint8_t *w,
-                     size_t row_bytes, uint32_t rows, uint32_t cols, const unsigned char *x, uint32_t n, float *y,
-                     size_t ys) {
-    L3__ALIGN64 unsigned char panel[L3__DEPTH * 64];
+/* A product by panels and tiles. */
+L3__FN void l3__gemm(const l3__fast *f, int type, const uint8_t *w, size_t row_bytes, uint32_t rows, uint32_t cols,
+                     const unsigned char *x, uint32_t n, float *y, size_t ys) {
+    L3__ALIGN64 unsigned char panel[L3__PANEL];
     float                     edge[L3__MAX_P * 16];
-    const uint32_t            depth = (cols + 31) / 32 * 32 / unit;
+    const uint32_t            blocks = (cols + 31) / 32, most = L3__PANEL / (f->panel_words * 64);
     for (uint32_t r0 = 0; r0 < rows; r0 += 16) {
         const uint8_t *row[16];
         l3__panel_rows(row, w + r0 * row_bytes, row_bytes, rows - r0);
-        for (uint32_t k = 0; k < depth; k += L3__DEPTH) {
-            const uint32_t deep = depth - k < L3__DEPTH ? depth - k : L3__DEPTH, end = (k + deep) * unit;
-            make(type, row, k * unit, end < cols ? end : cols, panel);
-            for (uint32_t p = 0; p < n; p += tile) {
-                l3__corner c = l3__corner_at(y + p * ys + r0, ys, rows - r0, n - p, tile, edge);
-                if (k > 0) l3__corner_in(&c);
-                multiply(panel, x + ((size_t)p * depth + (size_t)k * tile) * 4, deep, k == 0, c.at, c.stride);
+        for (uint32_t b = 0; b < blocks; b += most) {
+            const uint32_t deep = blocks - b < most ? blocks - b : most;
+            f->panel(type, row, b, b + deep, cols, panel);
+            for (uint32_t p = 0; p < n; p += f->tile) {
+                const size_t at = ((size_t)p * blocks + (size_t)b * f->tile) * f->words * 4;
+                l3__corner   c  = l3__corner_at(y + p * ys + r0, ys, rows - r0, n - p, f->tile, edge);
+                if (b > 0) l3__corner_in(&c);
+                f->times(panel, x + at, deep, b == 0, c.at, c.stride);
                 l3__corner_out(&c);
             }
         }
+    }
+}
+
+/* The last n < 32 elements of 16 rows as a block of a panel of floats, with zeros behind them. */
+L3__FN void l3__panel_tail(int type, const uint8_t *const *rows, uint32_t k, uint32_t n, float *panel) {
+    float v[32];
+    memset(panel, 0, 32 * 16 * sizeof *panel);
+    for (uint32_t r = 0; r < 16; r++) {
+        l3__unpacker(type)(rows[r], k, n, v);
+        for (uint32_t i = 0; i < n; i++) panel[i * 16 + r] = v[i];
     }
 }
 
@@ -1674,9 +1669,6 @@ L3__BASE_OP __m256 l3__block_avx2(const int type, const uint8_t *w, const int8_t
     return _mm256_cvtepi32_ps(
         _mm256_add_epi32(_mm256_madd_epi16(_mm256_maddubs_epi16(u, q), ones), _mm256_set1_epi32(bias)));
 }
-
-L3__BASE_OP float l3__half_avx2(const uint8_t *p) { return l3__half(p); }
-L3__BASE_OP float l3__total_avx2(__m256 s) { return l3__sum8(s); }
 
 /* Two blocks of a row with AVX-512, as unsigned bytes; `both` false: the second is missing. */
 L3__OP5 __m512i l3__blocks_avx512(const int type, const uint8_t *w, const bool both) {
@@ -1812,102 +1804,81 @@ L3__AVX512 void l3__int8_avx512(int type, const uint8_t *w, size_t row_bytes, ui
 
 #define L3__P512 12
 
-/* Tiles: words (cols / 4, 12), scales (cols / 32, 12), biases (cols / 32, 12). */
+/* A block of a tile: words (8, 12), scales (12,), biases (12,). */
 L3__BASE void l3__pack_tiles_int8(int type, const float *x, size_t xs, uint32_t n, uint32_t cols, unsigned char *dst) {
-    const size_t words = (size_t)cols * L3__P512, scales = words / 8;
-    for (uint32_t p0 = 0; p0 < n; p0 += L3__P512, dst += words + 2 * scales) {
-        if (n - p0 < L3__P512) memset(dst, 0, words + 2 * scales);
-        for (uint32_t p = 0; p < L3__P512 && p0 + p < n; p++)
-            for (uint32_t b = 0; b < cols / 32; b++) {
+    for (uint32_t p0 = 0; p0 < n; p0 += L3__P512)
+        for (uint32_t b = 0; b < cols / 32; b++, dst += 10 * L3__P512 * 4) {
+            if (n - p0 < L3__P512) memset(dst, 0, 10 * L3__P512 * 4);
+            for (uint32_t p = 0; p < L3__P512 && p0 + p < n; p++) {
                 int8_t        q[32];
                 float         scale;
-                const int32_t sum  = l3__quantize32(x + (p0 + p) * xs + b * 32, q, &scale);
-                const int32_t bias = -l3__weight_offset(type) * sum;
-                L3__EACH(i, 8) memcpy(dst + ((b * 8 + i) * L3__P512 + p) * 4, q + 4 * i, 4);
-                memcpy(dst + words + (b * L3__P512 + p) * 4, &scale, 4);
-                memcpy(dst + words + scales + (b * L3__P512 + p) * 4, &bias, 4);
+                const int32_t bias = -l3__weight_offset(type) * l3__quantize32(x + (p0 + p) * xs + b * 32, q, &scale);
+                L3__EACH(i, 8) memcpy(dst + (i * L3__P512 + p) * 4, q + 4 * i, 4);
+                memcpy(dst + (8 * L3__P512 + p) * 4, &scale, 4);
+                memcpy(dst + (9 * L3__P512 + p) * 4, &bias, 4);
             }
-    }
+        }
 }
 
-L3__OP5 void l3__panel_int8(const int type, const uint8_t *const *rows, uint32_t first, uint32_t end,
-                            unsigned char *panel, float *scale) {
+/* A block of a panel: words (8, 16), scales (16,). Two blocks are turned at once. */
+L3__OP5 void l3__panel_int8_of(const int type, const uint8_t *const *rows, uint32_t first, uint32_t end,
+                               unsigned char *panel) {
     const size_t block = type == L3_Q8_0 ? 34 : 18;
-    for (uint32_t b = first; b < end; b += 2, panel += 16 * 64, scale += 32) {
+    for (uint32_t b = first; b < end; b += 2, panel += 2 * 9 * 64) {
         const bool both = end - b > 1;
         __m512     t[16];
+        float      scale[2][16];
         L3__EACH(r, 16) {
             const uint8_t *row = rows[r] + b * block;
             t[r] = _mm512_castsi512_ps(both ? l3__blocks_avx512(type, row, true) : l3__blocks_avx512(type, row, false));
-            scale[r]      = l3__half(row);
-            scale[16 + r] = both ? l3__half(row + block) : 0.0f;
+            scale[0][r] = l3__half_avx2(row);
+            scale[1][r] = both ? l3__half_avx2(row + block) : 0.0f;
         }
         l3__transpose_avx512(t);
-        L3__EACH(c, 16) _mm512_storeu_ps(panel + c * 64, t[c]);
+        for (uint32_t half = 0; half < (both ? 2u : 1u); half++) {
+            L3__EACH(c, 8) _mm512_storeu_ps(panel + (half * 9 + c) * 64, t[half * 8 + c]);
+            memcpy(panel + (half * 9 + 8) * 64, scale[half], 64);
+        }
     }
 }
+L3__AVX512 void l3__panel_int8(int type, const uint8_t *const *rows, uint32_t first, uint32_t end, uint32_t cols,
+                               void *panel) {
+    (void)cols;
+    if (type == L3_Q8_0) l3__panel_int8_of(L3_Q8_0, rows, first, end, (unsigned char *)panel);
+    else l3__panel_int8_of(L3_Q4_0, rows, first, end, (unsigned char *)panel);
+}
 
-L3__OP5 int32_t l3__word(const unsigned char *p) {
+L3__OP5 __m512i l3__word_avx512(const unsigned char *p) {
     int32_t word;
     memcpy(&word, p, 4);
-    return word;
-}
-L3__OP5 float l3__float_at(const unsigned char *p) {
-    float f;
-    memcpy(&f, p, 4);
-    return f;
+    return _mm512_set1_epi32(word);
 }
 
-/* c (12, 16) = or += a panel times a tile, `blocks` blocks of 32 deep. */
-L3__AVX512 void l3__tile_int8(const unsigned char *panel, const float *scale, const unsigned char *x,
-                              const unsigned char *xd, const unsigned char *bias, uint32_t blocks, bool first, float *c,
-                              size_t cs) {
-    __m512 sum[L3__P512];
+L3__AVX512 void l3__times_int8(const void *panel, const void *x, uint32_t blocks, bool first, float *c, size_t cs) {
+    const unsigned char *w = (const unsigned char *)panel, *a = (const unsigned char *)x;
+    __m512               sum[L3__P512];
     L3__EACH(p, L3__P512) sum[p] = first ? _mm512_setzero_ps() : _mm512_loadu_ps(c + p * cs);
-    for (; blocks > 0; blocks--, scale += 16, xd += 4 * L3__P512, bias += 4 * L3__P512) {
-        __m512i s[L3__P512];
-        L3__EACH(p, L3__P512) s[p] = _mm512_set1_epi32(l3__word(bias + 4 * p));
-        for (int g = 0; g < 8; g++, panel += 64, x += 4 * L3__P512) {
-            const __m512i w            = l3__bytes64(panel);
-            L3__EACH(p, L3__P512) s[p] = _mm512_dpbusd_epi32(s[p], w, _mm512_set1_epi32(l3__word(x + 4 * p)));
+    for (; blocks > 0; blocks--, w += 9 * 64, a += 10 * L3__P512 * 4) {
+        const unsigned char *scale = a + 8 * L3__P512 * 4, *bias = a + 9 * L3__P512 * 4;
+        const __m512         d = _mm512_loadu_ps(w + 8 * 64);
+        __m512i              s[L3__P512];
+        L3__EACH(p, L3__P512) s[p] = l3__word_avx512(bias + 4 * p);
+        for (uint32_t g = 0; g < 8; g++) {
+            const __m512i q            = l3__bytes64(w + g * 64);
+            L3__EACH(p, L3__P512) s[p] = _mm512_dpbusd_epi32(s[p], q, l3__word_avx512(a + (g * L3__P512 + p) * 4));
         }
-        const __m512 d = _mm512_loadu_ps(scale);
         L3__EACH(p, L3__P512) {
-            const __m512 m = _mm512_mul_ps(d, _mm512_set1_ps(l3__float_at(xd + 4 * p)));
+            const __m512 m = _mm512_mul_ps(d, _mm512_castsi512_ps(l3__word_avx512(scale + 4 * p)));
             sum[p]         = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s[p]), m, sum[p]);
         }
     }
     L3__EACH(p, L3__P512) _mm512_storeu_ps(c + p * cs, sum[p]);
 }
 
-L3__AVX512 void l3__gemm_int8(int type, const uint8_t *w, size_t row_bytes, uint32_t rows, uint32_t cols,
-                              const unsigned char *x, uint32_t n, float *y, size_t ys) {
-    L3__ALIGN64 unsigned char panel[L3__DEPTH * 64];
-    float                     scale[L3__DEPTH / 8 * 16], edge[L3__P512 * 16];
-    const uint32_t            blocks = cols / 32, most = L3__DEPTH / 8;
-    const size_t              words = (size_t)cols * L3__P512, scales = words / 8;
-    for (uint32_t r0 = 0; r0 < rows; r0 += 16) {
-        const uint8_t *row[16];
-        l3__panel_rows(row, w + r0 * row_bytes, row_bytes, rows - r0);
-        for (uint32_t b = 0; b < blocks; b += most) {
-            const uint32_t deep = blocks - b < most ? blocks - b : most;
-            if (type == L3_Q8_0) l3__panel_int8(L3_Q8_0, row, b, b + deep, panel, scale);
-            else l3__panel_int8(L3_Q4_0, row, b, b + deep, panel, scale);
-            for (uint32_t p = 0; p < n; p += L3__P512) {
-                const unsigned char *tile = x + p / L3__P512 * (words + 2 * scales), *xd = tile + words;
-                const size_t         at = (size_t)b * 4 * L3__P512;
-                l3__corner           c  = l3__corner_at(y + p * ys + r0, ys, rows - r0, n - p, L3__P512, edge);
-                if (b > 0) l3__corner_in(&c);
-                l3__tile_int8(panel, scale, tile + 8 * at, xd + at, xd + scales + at, deep, b == 0, c.at, c.stride);
-                l3__corner_out(&c);
-            }
-        }
-    }
-}
-
-static const l3__fast l3__fast_int8_avx512 = {l3__pack_int8, l3__int8_avx512, 1, 5, NULL, NULL};
-static const l3__fast l3__fast_int4_avx512 = {l3__pack_int8_fours, l3__int8_avx512, 1, 5, NULL, NULL};
-static const l3__fast l3__gemm_int8_avx512 = {l3__pack_tiles_int8, l3__gemm_int8, L3__P512, 5, NULL, NULL};
+static const l3__fast l3__fast_int8_avx512 = {l3__pack_int8, l3__int8_avx512, NULL, NULL, 1, 10, 0};
+static const l3__fast l3__fast_int4_avx512 = {l3__pack_int8_fours, l3__int8_avx512, NULL, NULL, 1, 10, 0};
+static const l3__fast l3__gemm_int8_avx512 = {
+    l3__pack_tiles_int8, NULL, l3__panel_int8, l3__times_int8, L3__P512, 10, 9};
 
 #endif /* L3__X86 */
 
@@ -2602,9 +2573,18 @@ typedef struct l3__matmul_job {
 
 #define L3__UNIT 16u
 
+/* Y = X W^T for packed X. */
+L3__FN void l3__multiply(const l3__fast *f, int type, const uint8_t *w, size_t row_bytes, uint32_t rows, uint32_t cols,
+                         const unsigned char *x, uint32_t n, float *y, size_t ys) {
+    if (f->rows) f->rows(type, w, row_bytes, rows, cols, x, n, y, ys);
+#if defined(L3__VECTORS)
+    else l3__gemm(f, type, w, row_bytes, rows, cols, x, n, y, ys);
+#endif
+}
+
 L3__FN void l3__matmul_part(const l3__matmul_job *j, const l3__part *p, uint32_t from, uint32_t rows) {
     const uint8_t *w = p->weights + from * p->row_bytes;
-    if (j->fast) j->fast->multiply(p->type, w, p->row_bytes, rows, j->cols, j->packed, j->n, p->y + from, p->ys);
+    if (j->fast) l3__multiply(j->fast, p->type, w, p->row_bytes, rows, j->cols, j->packed, j->n, p->y + from, p->ys);
     else
         j->kernels->matmul[l3__type_index(p->type)](w, p->row_bytes, rows, j->cols, j->x, j->xs, j->n, p->y + from,
                                                     p->ys);
@@ -2659,7 +2639,7 @@ L3__FN const l3__fast *l3__fast_for(const l3_work *w, int type) {
 }
 
 L3__FN uint64_t l3__packed_bytes(const l3__fast *f, uint32_t n, uint32_t cols) {
-    return f ? ((uint64_t)n + f->tile - 1) / f->tile * f->tile * (((uint64_t)cols + 31) / 32 * 8) * f->quarters : 0;
+    return f ? ((uint64_t)n + f->tile - 1) / f->tile * f->tile * (((uint64_t)cols + 31) / 32) * f->words * 4 : 0;
 }
 
 typedef struct l3__pack_job {
@@ -3644,7 +3624,7 @@ static __attribute__((unused, L3__INT8_TARGET)) void L3__K(int8)(int type, const
     if (type == L3_Q8_0) L3__K(int8_rows)(L3_Q8_0, w, row_bytes, rows, cols, x, n, y, ys);
     else L3__K(int8_rows)(L3_Q4_0, w, row_bytes, rows, cols, x, n, y, ys);
 }
-static const l3__fast L3__K(int8_by) = {l3__pack_int8, L3__K(int8), 1, 5, NULL, NULL};
+static const l3__fast L3__K(int8_by) = {l3__pack_int8, L3__K(int8), NULL, NULL, 1, 10, 0};
 
 #undef L3__JOIN2
 #undef L3__JOIN
@@ -3654,7 +3634,7 @@ static const l3__fast L3__K(int8_by) = {l3__pack_int8, L3__K(int8), 1, 5, NULL, 
 
 /* >>kernels ------------------------------------------------------------------------------------------------------- */
 
-/* Read once for every instruction set L3__ISA by the section >>vectors above, which defines L3__W and L3__TARGET. What has a
+/* Read once for every instruction set L3__ISA by the section >>levels above, which defines L3__W and L3__TARGET. What has a
  * plain C twin in >>matmul gives the same bits as that. */
 #if defined(L3__ISA) && !defined(L3__INT8)
 #define L3__JOIN2(a, b) a##_##b
@@ -3936,9 +3916,7 @@ L3__KERNEL void L3__K(weigh_rows)(int type, const uint8_t *rows, size_t row_byte
     else L3__K(weigh)(L3_Q8_0, rows, row_bytes, w, n, out, cols);
 }
 
-/* ---- L3_FAST: products of packed activations (l3__pack_of) ---- */
-
-/* Panels of 16 rows, L3__DEPTH words of 32 bits deep: word k of row r lies at panel[k * 16 + r]. */
+/* ---- L3_FAST: panels and tiles ---- */
 
 /* 32 elements of 16 rows from element k on, as floats. Rows may be one and the same. */
 L3__PART void L3__K(panel32)(const int type, const uint8_t *const *rows, uint32_t k, float *panel) {
@@ -3953,20 +3931,12 @@ L3__PART void L3__K(panel32)(const int type, const uint8_t *const *rows, uint32_
     }
 }
 
-/* The same of the last n < 32 elements of a row, with zeros behind them. */
-static L3__UNUSED void L3__K(panel_tail)(int type, const uint8_t *const *rows, uint32_t k, uint32_t n, float *panel) {
-    float v[32];
-    memset(panel, 0, 32 * 16 * sizeof *panel);
-    for (uint32_t r = 0; r < 16; r++) {
-        l3__unpacker(type)(rows[r], k, n, v);
-        for (uint32_t i = 0; i < n; i++) panel[i * 16 + r] = v[i];
-    }
-}
-
-L3__KERNEL void L3__K(panel_f32)(int type, const uint8_t *const *rows, uint32_t first, uint32_t cols, void *to) {
+/* Element k of row r lies at k * 16 + r of the panel. */
+L3__KERNEL void L3__K(panel_f32)(int type, const uint8_t *const *rows, uint32_t first, uint32_t end, uint32_t cols,
+                                 void *to) {
     float *panel = (float *)to;
-    for (uint32_t k = first; k < cols; k += 32, panel += 32 * 16) {
-        if (cols - k < 32) L3__K(panel_tail)(type, rows, k, cols - k, panel);
+    for (uint32_t k = first * 32; k < end * 32; k += 32, panel += 32 * 16) {
+        if (cols - k < 32) l3__panel_tail(type, rows, k, cols - k, panel);
         else if (type == L3_F32) L3__K(panel32)(L3_F32, rows, k, panel);
         else if (type == L3_F16) L3__K(panel32)(L3_F16, rows, k, panel);
         else if (type == L3_BF16) L3__K(panel32)(L3_BF16, rows, k, panel);
@@ -3976,15 +3946,14 @@ L3__KERNEL void L3__K(panel_f32)(int type, const uint8_t *const *rows, uint32_t 
     }
 }
 
-/* c (L3__P, 16) = or += panel times `depth` words of a tile of activations. */
-L3__KERNEL void L3__K(tile_f32)(const void *w_panel, const void *x_tile, uint32_t depth, bool first, float *c,
-                                size_t cs) {
+L3__KERNEL void L3__K(times_f32)(const void *w_panel, const void *x_tile, uint32_t blocks, bool first, float *c,
+                                 size_t cs) {
     const float *panel = (const float *)w_panel, *x = (const float *)x_tile;
     L3__VF       sum[L3__P][L3__PARTS], w[L3__PARTS];
     L3__EACH(p, L3__P) {
         L3__EACH(j, L3__PARTS) sum[p][j] = first ? L3__K(all)(0.0f) : L3__K(load)(c + p * cs + j * L3__W);
     }
-    for (; depth > 0; depth--, panel += 16, x += L3__P) {
+    for (uint32_t depth = blocks * 32; depth > 0; depth--, panel += 16, x += L3__P) {
         L3__EACH(j, L3__PARTS) w[j] = L3__K(load)(panel + j * L3__W);
         L3__EACH(p, L3__P) {
             const L3__VF v                   = L3__K(all)(x[p]);
@@ -4006,12 +3975,7 @@ L3__KERNEL void L3__K(pack_f32)(int type, const float *x, size_t xs, uint32_t n,
                 tile[(size_t)k * L3__P + p] = p0 + p < n && k < cols ? x[(p0 + p) * xs + k] : 0.0f;
 }
 
-L3__KERNEL void L3__K(gemm_f32)(int type, const uint8_t *w, size_t row_bytes, uint32_t rows, uint32_t cols,
-                                const unsigned char *x, uint32_t n, float *y, size_t ys) {
-    l3__gemm(L3__K(panel_f32), L3__K(tile_f32), 1, L3__P, type, w, row_bytes, rows, cols, x, n, y, ys);
-}
-static const l3__fast L3__K(fast_f32) = {L3__K(pack_f32),  L3__K(gemm_f32), L3__P, 16,
-                                         L3__K(panel_f32), L3__K(tile_f32)};
+static const l3__fast L3__K(fast_f32) = {L3__K(pack_f32), NULL, L3__K(panel_f32), L3__K(times_f32), L3__P, 32, 32};
 
 #if L3__W == 16
 /* The same in bf16, words being pairs of elements. */
@@ -4025,40 +3989,41 @@ L3__BF16_KERNEL inline __m512 l3__round_bf16(__m512 low, __m512 high) {
     return words;
 }
 
-L3__BF16_KERNEL void l3__panel_bf16(int type, const uint8_t *const *rows, uint32_t first, uint32_t end, void *panel) {
-    float *to = (float *)panel, tail[32 * 16];
-    for (uint32_t k = first; k < end; k += 32, to += 16 * 16) {
-        __m512 t[16], v[2];
-        if (end - k < 32) L3__K(panel_tail)(type, rows, k, end - k, tail);
+L3__BF16_KERNEL void l3__panel_bf16(int type, const uint8_t *const *rows, uint32_t first, uint32_t end, uint32_t cols,
+                                    void *to) {
+    float *panel = (float *)to;
+    for (uint32_t k = first * 32; k < end * 32; k += 32, panel += 16 * 16) {
+        const uint32_t n = cols - k < 32 ? cols - k : 32;
+        __m512         t[16], v[2];
         L3__EACH(r, 16) {
-            if (end - k < 32) {
-                float x[32];
-                for (size_t i = 0; i < 32; i++) x[i] = tail[i * 16 + r];
+            if (n < 32) {
+                float x[32] = {0};
+                l3__unpacker(type)(rows[r], k, n, x);
                 v[0] = _mm512_loadu_ps(x), v[1] = _mm512_loadu_ps(x + 16);
-            } else if (type == L3_BF16) {
-                t[r] = _mm512_loadu_ps(rows[r] + (size_t)k * 2);
-                continue;
             } else if (type == L3_F16) {
                 L3__K(weights32)(L3_F16, rows[r], k, v);
+            } else if (type == L3_BF16) {
+                L3__K(weights32)(L3_BF16, rows[r], k, v);
             } else {
                 L3__K(weights32)(L3_Q6_K, rows[r], k, v);
             }
             t[r] = l3__round_bf16(v[0], v[1]);
         }
         l3__transpose_avx512(t);
-        L3__EACH(c, 16) _mm512_storeu_ps(to + c * 16, t[c]);
+        L3__EACH(c, 16) _mm512_storeu_ps(panel + c * 16, t[c]);
     }
 }
 
-L3__BF16_KERNEL void l3__tile_bf16(const void *panel, const void *x, uint32_t depth, bool first, float *c, size_t cs) {
+L3__BF16_KERNEL void l3__times_bf16(const void *panel, const void *x, uint32_t blocks, bool first, float *c,
+                                    size_t cs) {
     const unsigned char *w = (const unsigned char *)panel, *a = (const unsigned char *)x;
     __m512               sum[L3__P];
     L3__EACH(p, L3__P) sum[p] = first ? _mm512_setzero_ps() : _mm512_loadu_ps(c + p * cs);
-    for (; depth > 0; depth--, w += 64, a += 4 * L3__P) {
+    for (uint32_t depth = blocks * 16; depth > 0; depth--, w += 64, a += 4 * L3__P) {
         __m512bh pairs, all;
         memcpy(&pairs, w, 64);
         L3__EACH(p, L3__P) {
-            const __m512i word = _mm512_set1_epi32(l3__word(a + 4 * p));
+            const __m512i word = l3__word_avx512(a + 4 * p);
             memcpy(&all, &word, 64);
             sum[p] = _mm512_dpbf16_ps(sum[p], pairs, all);
         }
@@ -4082,11 +4047,7 @@ L3__BF16_KERNEL void l3__pack_bf16(int type, const float *x, size_t xs, uint32_t
     }
 }
 
-L3__BF16_KERNEL void l3__gemm_bf16(int type, const uint8_t *w, size_t row_bytes, uint32_t rows, uint32_t cols,
-                                   const unsigned char *x, uint32_t n, float *y, size_t ys) {
-    l3__gemm(l3__panel_bf16, l3__tile_bf16, 2, L3__P, type, w, row_bytes, rows, cols, x, n, y, ys);
-}
-static const l3__fast l3__fast_bf16 = {l3__pack_bf16, l3__gemm_bf16, L3__P, 8, NULL, NULL};
+static const l3__fast l3__fast_bf16 = {l3__pack_bf16, NULL, l3__panel_bf16, l3__times_bf16, L3__P, 16, 16};
 #undef L3__BF16_KERNEL
 #endif
 

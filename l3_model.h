@@ -1508,11 +1508,12 @@ L3__FN void l3__attend(const l3_session *s, uint32_t block, uint32_t p, uint32_t
     for (uint32_t i = 0; i < x->head_dim; i++) out[i] /= total;
 }
 
+#define L3__QUERIES 48u /* positions that share the unpacking of keys and values, where attention goes by tiles */
+
+#if defined(L3__VECTORS)
 /* ---- attention by tiles: many positions of one text against each tile of 32 keys and values, in L3_FAST ---- */
 
-#define L3__QUERIES 48u /* positions that share the unpacking of keys and values */
-
-/* Values of up to 32 rows as panels for l3__tile_fn: 16 columns of all rows, then the next 16. */
+/* Values of up to 32 rows as panels of floats: 16 columns of all rows, then the next 16. */
 L3__FN void l3__value_panels(const l3__kernels *k, int type, const unsigned char *values, size_t row, uint32_t count,
                              uint32_t head_dim, float *panel) {
     float v[L3__MAX_HEAD];
@@ -1571,8 +1572,8 @@ L3__FN void l3__attend_tiles(const l3_session *s, uint32_t block, uint32_t h, ui
             const uint32_t from = i * f->tile, some = n - from < f->tile ? n - from : f->tile;
             if (s->at[p0 + from + some - 1] < t) continue; /* all of them come before these keys */
             for (uint32_t half = 0; half < 2; half++) {
-                f->panel(type, rows[half], 0, d, keys);
-                f->times(keys, packed + i * tile_bytes, d, true, &w[0][16 * half], L3__TILE);
+                f->panel(type, rows[half], 0, d / 32, d, keys);
+                f->times(keys, packed + i * tile_bytes, d / 32, true, &w[0][16 * half], L3__TILE);
             }
             memset(turned, 0, L3__TILE * f->tile * sizeof *turned);
             for (uint32_t p = 0; p < some; p++) {
@@ -1583,12 +1584,14 @@ L3__FN void l3__attend_tiles(const l3_session *s, uint32_t block, uint32_t h, ui
                 for (uint32_t j = 0; j < L3__TILE; j++) turned[j * f->tile + p] = w[p][j];
             }
             for (uint32_t c = 0; c < d; c += 16)
-                f->times(values + c * L3__TILE, turned, L3__TILE, false, out + (size_t)from * q_dim + c, q_dim);
+                f->times(values + c * L3__TILE, turned, L3__TILE / 32, false, out + (size_t)from * q_dim + c, q_dim);
         }
     }
     for (uint32_t p = 0; p < n; p++)
         for (uint32_t i = 0; i < d; i++) out[(size_t)p * q_dim + i] /= total[p];
 }
+
+#endif
 
 typedef struct l3__attend_job {
     const l3_session *session;
@@ -1598,12 +1601,14 @@ typedef struct l3__attend_job {
 L3__FN void l3__attend_piece(void *arg, uint32_t i) {
     const l3__attend_job *j       = (const l3__attend_job *)arg;
     const uint32_t        n_heads = j->session->model->info.n_heads;
-    if (j->per_head == 0) {
-        l3__attend(j->session, j->block, i / n_heads, i % n_heads);
+#if defined(L3__VECTORS)
+    if (j->per_head) {
+        const uint32_t from = i % j->per_head * L3__QUERIES, left = j->n - from;
+        l3__attend_tiles(j->session, j->block, i / j->per_head, from, left < L3__QUERIES ? left : L3__QUERIES);
         return;
     }
-    const uint32_t from = i % j->per_head * L3__QUERIES, left = j->n - from;
-    l3__attend_tiles(j->session, j->block, i / j->per_head, from, left < L3__QUERIES ? left : L3__QUERIES);
+#endif
+    l3__attend(j->session, j->block, i / n_heads, i % n_heads);
 }
 
 /* Every head of n positions: small passes stay on this thread. */

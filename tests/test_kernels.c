@@ -217,7 +217,7 @@ static double allowed(const product *m, const l3__fast *f, uint32_t row, uint32_
         steps += weights * peak / 127 / 2 * 1.0001;
     }
     const double bf16 = size / (m->type == L3_BF16 ? 255 : 127);
-    return (f->quarters == 5 ? steps : f->quarters == 8 ? bf16 : 0) + size * 4e-6;
+    return (f->words == 10 ? steps : f->words == 16 ? bf16 : 0) + size * 4e-6;
 }
 
 static float *multiply(const product *m, const l3__fast *f, uint32_t first, uint32_t n) {
@@ -225,7 +225,7 @@ static float *multiply(const product *m, const l3__fast *f, uint32_t first, uint
     const uint64_t size   = l3__packed_bytes(f, n, m->cols);
     guard          packed = guard_new((size_t)size, L3_ALIGN, 0xff);
     f->pack(m->type, m->x + first * m->xs, m->xs, n, m->cols, packed.mem);
-    f->multiply(m->type, m->w + 1, m->row_bytes, m->rows, m->cols, packed.mem, n, y, m->rows);
+    l3__multiply(f, m->type, m->w + 1, m->row_bytes, m->rows, m->cols, packed.mem, n, y, m->rows);
     CHECK(guard_free(&packed));
     return y;
 }
@@ -398,7 +398,8 @@ TEST(fast_sessions) {
     test_rng r    = {6};
     double   most = 0;
     for (int level = L3_LEVEL_PLAIN; l3_level_name(level); level++)
-        for (int i = 0; l3_level_works(level) && i < times(level == L3_LEVEL_PLAIN ? 2 : 12); i++) check_model(i, level, &r, &most);
+        for (int i = 0; l3_level_works(level) && i < times(level == L3_LEVEL_PLAIN ? 2 : 12); i++)
+            check_model(i, level, &r, &most);
     if (test_verbose()) fprintf(stderr, "  largest difference of fast mode: %.3g of the logits' size\n", most);
 }
 
