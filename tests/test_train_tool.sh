@@ -109,6 +109,22 @@ resuming() {
     check "--time ends a run" eval 'ends 0 && says out "^done after"'
 }
 
+# Ctrl-C in a run that does little but write: curves, models, log.
+interrupted_writing() {
+    clean=0
+    for i in 1 2 3 4 5 6; do
+        rm -f "$work"/busy.*
+        # shellcheck disable=SC2086
+        "$build/l3-train" --tokenizer "$work/tok.gguf" --data "$work/text" $tiny --set lookup= --set eval_every=1 --set sample=0 \
+            --export-every 1 --steps 1000000 -o "$work/busy.gguf" >"$work/out" 2>"$work/err" &
+        pid=$!
+        while [ "$(cat "$work/busy.csv" 2>/dev/null | wc -l)" -lt $((2 + i)) ] && kill -0 $pid 2>/dev/null; do sleep 0.02; done
+        kill -INT $pid
+        wait $pid && [ -s "$work/busy.ckpt" ] && clean=$((clean + 1))
+    done
+    check "Ctrl-C while files are written" [ $clean = 6 ]
+}
+
 from_models() {
     train zero --steps 1 --set lr=0 --init "$work/dense.gguf" --alloc "$work/alloc.gguf" --add-lookup 0,1
     check "lookup layers are added" ends 0
@@ -181,6 +197,7 @@ prepare
 usage
 a_model
 resuming
+interrupted_writing
 from_models
 bad_input
 checks

@@ -44,7 +44,8 @@
 #define CLI_NORETURN
 #endif
 
-static volatile sig_atomic_t cli_stopped; /* Ctrl-C was pressed */
+static volatile sig_atomic_t cli_stopped;         /* Ctrl-C was pressed */
+static bool                  cli_finishes_writing; /* a program that sets it looks at cli_stopped itself, between files */
 
 #if defined(_WIN32)
 #ifndef WIN32_LEAN_AND_MEAN
@@ -588,7 +589,7 @@ static inline void cli_output_open(cli_output *o, const char *path) {
 }
 
 static inline void cli_write(cli_output *o, const void *bytes, size_t n) {
-    if (cli_stopped) cli_fail("stopped");
+    if (cli_stopped && !cli_finishes_writing) cli_fail("stopped");
     if (n && fwrite(bytes, 1, n, o->file) != n) cli_fail("%s: cannot be written (%s)", o->path, strerror(errno));
 }
 

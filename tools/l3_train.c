@@ -745,7 +745,8 @@ static void train(run *x) {
     const train_config *c   = &x->config;
     double              sum = 0, count = 0, saved = cli_now(), logged = cli_now();
     bool                stop = false, evaluated = false;
-    x->started = cli_now();
+    x->started           = cli_now();
+    cli_finishes_writing = true; /* Ctrl-C ends the loop, wherever it comes: curves, models and checkpoints are whole */
     while (!stop && !cli_stopped && progress(x) < 1 &&
            (x->limit == 0 || elapsed(x) - (c->steps > 0 ? x->earlier : 0) < x->limit)) {
         const double       lr = learning_rate(x);
@@ -766,7 +767,6 @@ static void train(run *x) {
         if (cli_now() - saved > 60 * c->save_minutes) save(x), saved = cli_now();
     }
     const bool interrupted = cli_stopped != 0;
-    cli_stopped            = 0; /* what follows is still to be written */
     if (!evaluated) {
         evaluate(x);
         train_log_add(&x->log, (train_line){x->state.step, x->state.step * x->batch * x->windows.t, elapsed(x),
