@@ -11,6 +11,11 @@ L3FLAGS = -std=gnu99 -ffp-contract=off -D_POSIX_C_SOURCE=200809L -D_FILE_OFFSET_
 COMPILE = $(CC) $(CFLAGS) $(L3FLAGS) $(CPPFLAGS) -MMD -MP
 LIBS    = -lm
 
+# All cores compile, unless another number was asked for or several goals would get into each other's way.
+ifeq ($(MAKELEVEL)$(filter -j% j%,$(MAKEFLAGS))$(word 2,$(MAKECMDGOALS)),0)
+MAKEFLAGS += -j$(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+endif
+
 MODEL    = examples/models/books-l3.gguf
 EXAMPLES = $(patsubst examples/%.c,$(B)/%,$(wildcard examples/*.c))
 TOOLS    = $(patsubst tools/l3_%.c,$(B)/l3-%,$(wildcard tools/l3_*.c))

@@ -34,7 +34,7 @@ write_unit() { # file, defines, headers ...
     echo "int unit_is_not_empty; extern int unit_is_not_empty;" >>"$file"
 }
 
-# Declarations alone, the implementation, each switch. Optimizing finds more (uninitialized values), and takes longer.
+# Declarations alone, the implementation, each switch. gcc finds more when it optimizes (uninitialized values); it takes longer.
 compile_all() { # compiler, standard, language suffix
     for headers in "l3.h" "l3_model.h" "l3_model.h l3.h"; do
         for defines in "" "L3_IMPLEMENTATION" "L3_IMPLEMENTATION L3_STATIC L3_THREADS" \
@@ -43,6 +43,7 @@ compile_all() { # compiler, standard, language suffix
             check "$1 $2 [$defines] $headers" "$1" "$2" $warnings -fsyntax-only "$work/unit.$3"
         done
     done
+    case $1 in clang*) return ;; esac
     write_unit "$work/unit.$3" "L3_IMPLEMENTATION" l3_model.h
     check "$1 $2 -O2" "$1" "$2" -O2 $warnings -c "$work/unit.$3" -o "$work/unit.o"
 }

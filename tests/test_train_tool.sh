@@ -100,6 +100,8 @@ resuming() {
     check "--resume goes on" eval 'ends 0 && says out "^done after 60 steps"'
     check "the same weights, bit for bit" [ "$(weights whole)" = "$(weights parts)" ]
     check "the same validation losses" [ "$(validations whole)" = "$(validations parts)" ]
+    train parts --resume
+    check "a finished run that is resumed adds nothing" [ "$(validations whole)" = "$(validations parts)" ]
     train parts --resume --set dim=64
     check "another shape is refused" refused 1
     cp "$work/copy.ckpt" "$work/parts.ckpt"

@@ -744,7 +744,9 @@ static train_result step(run *x) {
 static void train(run *x) {
     const train_config *c   = &x->config;
     double              sum = 0, count = 0, saved = cli_now(), logged = cli_now();
-    bool                stop = false, evaluated = false;
+    const train_line   *before = x->log.n > 0 ? &x->log.lines[x->log.n - 1] : NULL; /* of the run that is resumed */
+    bool                stop = false, evaluated = before && before->step == x->state.step && cli_finite(before->valid_loss);
+    if (evaluated) x->last_valid = before->valid_loss; /* perhaps there is nothing left to do */
     x->started           = cli_now();
     cli_finishes_writing = true; /* Ctrl-C ends the loop, wherever it comes: curves, models and checkpoints are whole */
     while (!stop && !cli_stopped && progress(x) < 1 &&
