@@ -1571,18 +1571,20 @@ L3__BASE_OP void l3__prefetch(const uint8_t *p, const size_t bytes) {
 }
 
 #if defined(L3__X86)
-/* Rounds a block; returns the sum of its integers. */
+/* Rounds a block; returns the sum of its integers. Magnitudes are compared as integers, which orders NaN above infinity: so
+ * neither gets lost, and the scale says it. */
 L3__BASE_OP int32_t l3__quantize32(const float *x, int8_t *q, float *scale) {
-    const __m256 sign = _mm256_set1_ps(-0.0f);
-    __m256       v[4], peak = _mm256_setzero_ps();
-    __m256i      i[4];
+    const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
+    __m256        v[4];
+    __m256i       i[4], peak = _mm256_setzero_si256();
     L3__EACH(j, 4) {
         v[j] = _mm256_loadu_ps(x + 8 * j);
-        peak = _mm256_max_ps(_mm256_andnot_ps(sign, v[j]), peak);
+        peak = _mm256_max_epi32(_mm256_and_si256(_mm256_castps_si256(v[j]), magnitude), peak);
     }
-    __m128 most         = _mm_max_ps(_mm256_castps256_ps128(peak), _mm256_extractf128_ps(peak, 1));
-    most                = _mm_max_ps(most, _mm_movehl_ps(most, most));
-    const float  high   = _mm_cvtss_f32(_mm_max_ss(most, _mm_shuffle_ps(most, most, 1)));
+    __m128i most        = _mm_max_epi32(_mm256_castsi256_si128(peak), _mm256_extracti128_si256(peak, 1));
+    most                = _mm_max_epi32(most, _mm_shuffle_epi32(most, 0x4e));
+    most                = _mm_max_epi32(most, _mm_shuffle_epi32(most, 0xb1));
+    const float  high   = _mm_cvtss_f32(_mm_castsi128_ps(most));
     const __m256 to     = _mm256_set1_ps(high > 0 ? 127.0f / high : 0.0f);
     *scale              = high / 127.0f;
     L3__EACH(j, 4) i[j] = _mm256_cvtps_epi32(_mm256_mul_ps(v[j], to));
@@ -1596,11 +1598,11 @@ L3__BASE_OP int32_t l3__quantize32(const float *x, int8_t *q, float *scale) {
 }
 #else
 L3__BASE_OP int32_t l3__quantize32(const float *x, int8_t *q, float *scale) {
-    float32x4_t peak = vdupq_n_f32(0);
-    int32x4_t   sum  = vdupq_n_s32(0);
-    int16x4_t   half[8];
-    L3__EACH(j, 8) peak = l3__max_neon(vabsq_f32(vld1q_f32(x + 4 * j)), peak);
-    const float high = vmaxvq_f32(peak), to = high > 0 ? 127.0f / high : 0.0f;
+    uint32x4_t peak = vdupq_n_u32(0);
+    int32x4_t  sum  = vdupq_n_s32(0);
+    int16x4_t  half[8];
+    L3__EACH(j, 8) peak = vmaxq_u32(vreinterpretq_u32_f32(vabsq_f32(vld1q_f32(x + 4 * j))), peak);
+    const float high = l3__as_float(vmaxvq_u32(peak)), to = high > 0 ? 127.0f / high : 0.0f;
     *scale = high / 127.0f;
     L3__EACH(j, 8) {
         const int32x4_t i = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x + 4 * j), to));
@@ -1614,6 +1616,11 @@ L3__BASE_OP int32_t l3__quantize32(const float *x, int8_t *q, float *scale) {
 
 /* Weights are multiplied as unsigned bytes, 128 (Q8_0) or 8 (Q4_0) above their value; the bias takes that back. */
 L3__FN int32_t l3__weight_offset(int type) { return type == L3_Q8_0 ? 128 : 8; }
+
+/* ... in `parts` partial sums each. Unsigned: activations that are no numbers give integers of any size. */
+L3__FN int32_t l3__bias(int type, uint32_t parts, int32_t sum) {
+    return (int32_t)(0u - (uint32_t)l3__weight_offset(type) / parts * (uint32_t)sum);
+}
 
 /* For decoding: a position's integers (cols,), scales (cols / 32,) and biases (cols / 32,), one after the other. The bias is
  * for each of 8 partial sums. */
@@ -1634,11 +1641,10 @@ L3__BASE_OP void l3__pack_int8_as(int type, const bool fours, const float *x, si
                                   unsigned char *dst) {
     for (uint32_t p = 0; p < n; p++, dst += cols + cols / 4)
         for (uint32_t b = 0; b < cols / 32; b++) {
-            int8_t        q[32];
-            float         scale;
-            const bool    four = fours && b / 4 < cols / 128;
-            const int32_t bias =
-                -l3__weight_offset(type) / (four ? 4 : 8) * l3__quantize32(x + p * xs + b * 32, q, &scale);
+            int8_t         q[32];
+            float          scale;
+            const bool     four = fours && b / 4 < cols / 128;
+            const int32_t  bias = l3__bias(type, four ? 4 : 8, l3__quantize32(x + p * xs + b * 32, q, &scale));
             unsigned char *low = dst + (four ? b / 4 * 128 + b % 4 * 16 : b * 32), *high = low + (four ? 64 : 16);
             memcpy(low, q, 16);
             memcpy(high, q + 16, 16);
@@ -1812,7 +1818,7 @@ L3__BASE void l3__pack_tiles_int8(int type, const float *x, size_t xs, uint32_t 
             for (uint32_t p = 0; p < L3__P512 && p0 + p < n; p++) {
                 int8_t        q[32];
                 float         scale;
-                const int32_t bias = -l3__weight_offset(type) * l3__quantize32(x + (p0 + p) * xs + b * 32, q, &scale);
+                const int32_t bias = l3__bias(type, 1, l3__quantize32(x + (p0 + p) * xs + b * 32, q, &scale));
                 L3__EACH(i, 8) memcpy(dst + (i * L3__P512 + p) * 4, q + 4 * i, 4);
                 memcpy(dst + (8 * L3__P512 + p) * 4, &scale, 4);
                 memcpy(dst + (9 * L3__P512 + p) * 4, &bias, 4);

@@ -266,6 +266,30 @@ TEST(products_with_packed_activations) {
     if (l3__choose_kernels(L3_LEVEL_BEST)->level == L3_LEVEL_PLAIN) SKIP("no level above plain works here");
 }
 
+/* An activation that is no number leaves no number in its position's outputs, and the other positions alone. */
+TEST(activations_that_are_no_numbers) {
+    test_rng r = {7};
+    for (int level = L3_LEVEL_PLAIN + 1; l3_level_name(level); level++) {
+        const l3__kernels *k = l3__kernels_of(level);
+        for (int i = 0; k && i < 36; i++) {
+            product               p                  = random_product(&r, types[i % 6]);
+            const int             t                  = l3__type_index(p.type);
+            const l3__fast *const f[2]               = {k->decode[t], k->prefill[t]};
+            const uint32_t        bad                = test_below(&r, p.n);
+            const float           odd[3]             = {NAN, INFINITY, -INFINITY};
+            p.x[bad * p.xs + test_below(&r, p.cols)] = odd[i / 6 % 3];
+            for (int j = 0; j < 2; j++) {
+                float *y = f[j] ? multiply(&p, f[j], 0, p.n) : NULL;
+                for (size_t at = 0; y && at < (size_t)p.n * p.rows; at++)
+                    if (!CHECK_EQ(isfinite(y[at]) != 0, at / p.rows != bad)) break;
+                free(y);
+            }
+            product_free(&p);
+        }
+    }
+    if (l3__choose_kernels(L3_LEVEL_BEST)->level == L3_LEVEL_PLAIN) SKIP("no level above plain works here");
+}
+
 /* Long rows go through more than one panel. */
 TEST(long_rows) {
     test_rng r = {5};
@@ -445,6 +469,7 @@ int main(void) {
     RUN(vectors_as_in_plain_c);
     RUN(exponentials);
     RUN(products_with_packed_activations);
+    RUN(activations_that_are_no_numbers);
     RUN(long_rows);
     RUN(fast_sessions);
     RUN(levels);
