@@ -157,7 +157,7 @@ typedef struct l3_file {
     l3_source   source;
     const void *mapping; /* the whole file, or NULL */
     intptr_t    handle;  /* file descriptor, or HANDLE on Windows */
-    intptr_t    view;    /* mapping object on Windows */
+    intptr_t    view; /* mapped: the page size, or on Windows the mapping object; L3_FILE_DIRECT: another descriptor */
 } l3_file;
 
 typedef enum l3_file_mode {
@@ -229,6 +229,18 @@ L3_API size_t  l3_pool_size(void);
 L3_API int     l3_pool_init(l3_pool **pool, uint32_t threads, void *mem, size_t size, l3_error *err);
 L3_API l3_jobs l3_pool_jobs(l3_pool *pool);
 L3_API void    l3_pool_free(l3_pool *pool);
+
+/* A thread that reads: a source without start and wait gets them, so that rows come in while blocks are computed. It
+ * sleeps while there is nothing to read. size_t l3_reader_size() bytes aligned to L3_ALIGN; must not move until
+ * l3_reader_free(), nor be freed while something uses its source. L3_ERR_IO if the thread cannot be started. */
+typedef struct l3_reader l3_reader;
+L3_API size_t            l3_reader_size(void);
+/* *source is copied; it needs read, which is called from the new thread and, for what is not read ahead, from others. */
+L3_API int l3_reader_init(l3_reader **reader, const l3_source *source, void *mem, size_t size, l3_error *err);
+/* The same bytes without map. Any number of works and threads may use it; the error of a read under way may then be
+ * told to another of them, too. */
+L3_API l3_source l3_reader_source(l3_reader *reader);
+L3_API void      l3_reader_free(l3_reader *reader);
 #endif
 
 /* >>lookup --------------------------------------------------------------------------------------------------------- */
@@ -1141,7 +1153,7 @@ L3__FN float l3__exp_scores(float *w, float peak) {
     return l3__lanes_sum(lane);
 }
 
-/* out (cols,) += the n rows weighted by w; rows of a KV cache: F32, F16 or Q8_0. */
+/* out (cols,) += the n rows weighted by w, row after row. */
 L3__FN void l3__weigh_rows(int type, const uint8_t *rows, size_t row_bytes, const float *w, uint32_t n, float *out,
                            uint32_t cols) {
     const l3__unpack_fn unpack = l3__unpacker(type);
@@ -2154,6 +2166,128 @@ L3_API void l3_pool_free(l3_pool *p) {
     pthread_cond_destroy(&p->wake);
     pthread_cond_destroy(&p->left);
 }
+
+#define L3__READS 16
+
+/* Reads are done in the order in which they were begun. An error is told to every wait until no read is under way, as it
+ * is not known whose read it was. */
+struct l3_reader {
+    l3_source       source;
+    pthread_mutex_t lock;
+    pthread_cond_t  wake, done;
+    pthread_t       thread;
+    uint64_t        begun, finished, waits; /* how many since the beginning */
+    int             error;
+    bool            stop;
+    struct {
+        uint64_t off;
+        void    *dst;
+        size_t   n;
+    } reads[L3__READS]; /* number i at i mod L3__READS */
+};
+
+L3__FN void *l3__reader_thread(void *arg) {
+    l3_reader *r = (l3_reader *)arg;
+    pthread_mutex_lock(&r->lock);
+    while (!r->stop) {
+        if (r->finished == r->begun) {
+            pthread_cond_wait(&r->wake, &r->lock);
+            continue;
+        }
+        const uint32_t i   = (uint32_t)(r->finished % L3__READS);
+        const uint64_t off = r->reads[i].off;
+        void          *dst = r->reads[i].dst;
+        const size_t   n   = r->reads[i].n;
+        pthread_mutex_unlock(&r->lock);
+        const int io = r->source.read(r->source.user, off, dst, n);
+        pthread_mutex_lock(&r->lock);
+        if (io && !r->error) r->error = io;
+        r->finished++;
+        pthread_cond_broadcast(&r->done);
+    }
+    pthread_mutex_unlock(&r->lock);
+    return NULL;
+}
+
+L3__FN int l3__reader_start(void *user, uint64_t off, void *dst, size_t n) {
+    l3_reader *r = (l3_reader *)user;
+    pthread_mutex_lock(&r->lock);
+    while (r->begun - r->finished == L3__READS) pthread_cond_wait(&r->done, &r->lock);
+    const uint32_t i = (uint32_t)(r->begun++ % L3__READS);
+    r->reads[i].off  = off;
+    r->reads[i].dst  = dst;
+    r->reads[i].n    = n;
+    pthread_cond_signal(&r->wake);
+    pthread_mutex_unlock(&r->lock);
+    return 0;
+}
+
+/* Everything that was begun before is there. */
+L3__FN int l3__reader_wait(void *user) {
+    l3_reader *r = (l3_reader *)user;
+    pthread_mutex_lock(&r->lock);
+    const uint64_t begun = r->begun;
+    while (r->finished < begun) pthread_cond_wait(&r->done, &r->lock);
+    const int io = r->error;
+    if (++r->waits == r->begun) r->error = 0;
+    pthread_mutex_unlock(&r->lock);
+    return io;
+}
+
+L3__FN int l3__reader_read(void *user, uint64_t off, void *dst, size_t n) {
+    const l3_reader *r = (const l3_reader *)user;
+    return r->source.read(r->source.user, off, dst, n);
+}
+
+L3__FN void l3__reader_hint(void *user, uint64_t off, size_t n) {
+    const l3_reader *r = (const l3_reader *)user;
+    r->source.hint(r->source.user, off, n);
+}
+
+L3_API size_t l3_reader_size(void) { return sizeof(l3_reader); }
+
+L3_API int l3_reader_init(l3_reader **reader, const l3_source *source, void *mem, size_t size, l3_error *err) {
+    int code = l3__check_block(mem, size, sizeof(l3_reader), err);
+    if (code == L3_OK) code = l3__check_source(source, err);
+    if (code != L3_OK) return code;
+    if (!source->read) return l3__fail(err, L3_ERR_ARGUMENT, 0, "the source of a reader needs read");
+    l3_reader *r = (l3_reader *)mem;
+    memset(r, 0, sizeof *r);
+    r->source = *source;
+    pthread_mutex_init(&r->lock, NULL);
+    pthread_cond_init(&r->wake, NULL);
+    pthread_cond_init(&r->done, NULL);
+    const int io = pthread_create(&r->thread, NULL, l3__reader_thread, r);
+    if (io == 0) {
+        *reader = r;
+        return L3_OK;
+    }
+    code = l3__fail(err, L3_ERR_IO, 0, "the reading thread cannot be started");
+    if (err) err->io = io;
+    return code;
+}
+
+L3_API l3_source l3_reader_source(l3_reader *r) {
+    l3_source s = r->source;
+    s.user      = r;
+    s.map       = NULL;
+    s.read      = l3__reader_read;
+    s.start     = l3__reader_start;
+    s.wait      = l3__reader_wait;
+    s.hint      = r->source.hint ? l3__reader_hint : NULL;
+    return s;
+}
+
+L3_API void l3_reader_free(l3_reader *r) {
+    pthread_mutex_lock(&r->lock);
+    r->stop = true;
+    pthread_cond_signal(&r->wake);
+    pthread_mutex_unlock(&r->lock);
+    pthread_join(r->thread, NULL);
+    pthread_mutex_destroy(&r->lock);
+    pthread_cond_destroy(&r->wake);
+    pthread_cond_destroy(&r->done);
+}
 #endif
 
 /* >>files --------------------------------------------------------------------------------------------------------- */
@@ -2203,6 +2337,18 @@ L3__FN int l3__read_file(void *user, uint64_t off, void *dst, size_t n) {
     return 0;
 }
 
+#if defined(_WIN32_WINNT) && _WIN32_WINNT >= 0x0602 /* Windows 8 */
+L3__FN void l3__hint_map(void *user, uint64_t off, size_t n) {
+    const l3_file           *f = (const l3_file *)user;
+    WIN32_MEMORY_RANGE_ENTRY range;
+    void                    *p;
+    memcpy(&p, &f->mapping, sizeof p);
+    range.VirtualAddress = (uint8_t *)p + off;
+    range.NumberOfBytes  = n;
+    (void)PrefetchVirtualMemory(GetCurrentProcess(), 1, &range, 0);
+}
+#endif
+
 L3_API int l3_source_open_file(l3_file *f, const char *path, l3_file_mode mode, l3_error *err) {
     WCHAR         wide[4096];
     LARGE_INTEGER size;
@@ -2224,6 +2370,9 @@ L3_API int l3_source_open_file(l3_file *f, const char *path, l3_file_mode mode, 
         if (view) f->mapping = MapViewOfFile(view, FILE_MAP_READ, 0, 0, 0);
         f->view = (intptr_t)view;
         if (f->mapping) f->source.map = l3__map_file;
+#if defined(_WIN32_WINNT) && _WIN32_WINNT >= 0x0602
+        if (f->mapping) f->source.hint = l3__hint_map;
+#endif
     }
     return L3_OK;
 }
@@ -2285,7 +2434,6 @@ L3_API int l3_source_open_file(l3_file *f, const char *path, l3_file_mode mode, 
         return l3__open_error(err, failed, "is empty or no regular file", path);
     }
     f->handle      = fd;
-    f->view        = (intptr_t)sysconf(_SC_PAGESIZE);
     f->source.user = f;
     f->source.size = (uint64_t)st.st_size;
     f->source.read = l3__read_file;
@@ -2296,6 +2444,7 @@ L3_API int l3_source_open_file(l3_file *f, const char *path, l3_file_mode mode, 
         void *p = mmap(NULL, (size_t)f->source.size, PROT_READ, MAP_SHARED, fd, 0);
         if (p != MAP_FAILED) {
             f->mapping     = p;
+            f->view        = (intptr_t)sysconf(_SC_PAGESIZE);
             f->source.map  = l3__map_file;
 #ifdef POSIX_MADV_WILLNEED
             f->source.hint = l3__hint_map;
@@ -2489,7 +2638,7 @@ struct l3_work {
     l3__chunk  ahead;       /* the first chunk of the next layer, under way */
 
     float *vector; /* (widest vector,) a norm's weight or bias while it is used */
-    float *row;    /* (key_length + value_length,) one unpacked row */
+    float *row;    /* (key_length,) an unpacked key, where keys are normalized */
     /* Scratch of one layer, each (batch, ...). A session shares these bytes with its attention and feed-forward. */
     float *query;        /* key_length */
     float *sum;          /* value_length: rows weighted so far */
@@ -2992,36 +3141,56 @@ L3_API int l3_lookup_begin(l3_work *w, const int32_t *tokens, uint32_t n, l3_err
 
 /* >>forward ------------------------------------------------------------------------------------------------------- */
 
-/* One more row for one position: online softmax (Milakov, Gimelshein 2018). Only a new highest score rescales what
- * was summed, so the result depends on the rows and their order, never on how many come at a time. */
-L3__FN void l3__attend_row(l3_work *w, uint32_t p, float score, const float *value, uint32_t n) {
-    float *sum = w->sum + (size_t)p * n, weight = 1.0f;
-    if (score > w->peak[p]) {
-        const float shrink = l3__expf(w->peak[p] - score);
-        w->peak[p]         = score;
-        w->total[p] *= shrink;
-        w->kernels->scale(sum, shrink, n);
-    } else {
-        weight = l3__expf(score - w->peak[p]);
+/* n <= L3__TILE more rows for one position, with their scores: online softmax (Milakov, Gimelshein 2018). Only a new
+ * highest score rescales what was summed, and rows between two such are added up together: the result depends on the rows
+ * and their order, never on how many come at a time. */
+L3__FN void l3__attend_rows(l3_work *w, const l3_lookup *l, uint32_t p, float *score, const uint8_t *values, size_t row,
+                            uint32_t n) {
+    float   *sum  = w->sum + (size_t)p * l->value_length;
+    uint32_t from = 0;
+    for (uint32_t r = 0; r < n; r++) {
+        if (score[r] > w->peak[p]) {
+            const float shrink = l3__expf(w->peak[p] - score[r]);
+            if (r > from)
+                w->kernels->weigh_rows(l->rows.type, values + from * row, row, score + from, r - from, sum,
+                                       l->value_length);
+            w->kernels->scale(sum, shrink, l->value_length);
+            w->total[p] *= shrink;
+            w->peak[p] = score[r];
+            score[r]   = 1.0f;
+            from       = r;
+        } else {
+            score[r] = l3__expf(score[r] - w->peak[p]);
+        }
+        w->total[p] += score[r];
     }
-    w->total[p] += weight;
-    w->kernels->add_scaled(sum, value, weight, n);
+    w->kernels->weigh_rows(l->rows.type, values + from * row, row, score + from, n - from, sum, l->value_length);
+}
+
+/* What multiplies a row's score. */
+L3__FN float l3__score_scale(l3_work *w, const l3_lookup *l, const uint8_t *key) {
+    if (!l->key_norm) return l->score_scale;
+    w->kernels->unpack(l->rows.type, key, l->key_length, w->row);
+    return l->score_scale * l3__rms_scale(w->kernels, w->row, l->key_length, l->norm_epsilon);
 }
 
 L3__FN void l3__attend_chunk(l3_work *w, const l3__chunk *c) {
-    const l3_lookup *l   = &w->layers[c->layer];
-    const l3__group *g   = &w->groups[c->group];
-    const size_t     row = (size_t)l3_row_bytes(l->rows.type, l->rows.cols);
-    const float     *key = w->row, *value = w->row + (l->tied ? 0 : l->key_length);
-    for (uint32_t r = 0; r < c->rows; r++) {
-        w->kernels->unpack(l->rows.type, c->bytes + r * row, l->rows.cols, w->row);
-        const float scale = l->key_norm
-                                ? l->score_scale * l3__rms_scale(w->kernels, key, l->key_length, l->norm_epsilon)
-                                : l->score_scale;
+    const l3_lookup *l     = &w->layers[c->layer];
+    const l3__group *g     = &w->groups[c->group];
+    const size_t     row   = (size_t)l3_row_bytes(l->rows.type, l->rows.cols);
+    const size_t     value = l->tied ? 0 : (size_t)l3_row_bytes(l->rows.type, l->key_length);
+    const int        type  = l3__type_index(l->rows.type);
+    for (uint32_t r = 0; r < c->rows; r += L3__TILE) {
+        const uint32_t n    = c->rows - r < L3__TILE ? c->rows - r : L3__TILE;
+        const uint8_t *keys = c->bytes + r * row;
+        float          scale[L3__TILE], score[L3__TILE];
+        for (uint32_t i = 0; i < n; i++) scale[i] = l3__score_scale(w, l, keys + i * row);
         for (uint32_t i = g->begin; i < g->end; i++) {
             const uint32_t p = w->order[i];
-            const float    s = w->kernels->dot(key, w->query + (size_t)p * l->key_length, l->key_length) * scale;
-            l3__attend_row(w, p, s, value, l->value_length);
+            const float   *q = w->query + (size_t)p * l->key_length;
+            w->kernels->matmul[type](keys, row, n, l->key_length, q, 0, 1, score, 0);
+            for (uint32_t k = 0; k < n; k++) score[k] *= scale[k];
+            l3__attend_rows(w, l, p, score, keys + value, row, n);
         }
     }
 }
@@ -3211,7 +3380,7 @@ L3__FN bool l3__work_layout(l3__arena *a, l3_work *w, const l3_lookup *layers, u
     w->window[0]   = l3__take_aligned(a, window, widths->align);
     w->window[1]   = l3__take_aligned(a, widths->start ? window : 0, widths->align);
     for (uint32_t i = 0; i < n_layers; i++)
-        if (row < layers[i].rows.cols) row = layers[i].rows.cols;
+        if (layers[i].key_norm && row < layers[i].key_length) row = layers[i].key_length;
     for (uint32_t i = 0; i < n_layers; i++)
         if (!layers[i].rows.data && w->cache.size == 0) l3__cache_layout(a, &w->cache, w->config.cache);
     w->tokens = (int32_t *)l3__take(a, w->batch, sizeof(int32_t));
@@ -3917,9 +4086,14 @@ L3__PART void L3__K(weigh)(const int type, const uint8_t *rows, size_t row_bytes
 
 L3__KERNEL void L3__K(weigh_rows)(int type, const uint8_t *rows, size_t row_bytes, const float *w, uint32_t n,
                                   float *out, uint32_t cols) {
-    if (type == L3_F32) L3__K(weigh)(L3_F32, rows, row_bytes, w, n, out, cols);
-    else if (type == L3_F16) L3__K(weigh)(L3_F16, rows, row_bytes, w, n, out, cols);
-    else L3__K(weigh)(L3_Q8_0, rows, row_bytes, w, n, out, cols);
+    switch (type) {
+    case L3_F32: L3__K(weigh)(L3_F32, rows, row_bytes, w, n, out, cols); break;
+    case L3_F16: L3__K(weigh)(L3_F16, rows, row_bytes, w, n, out, cols); break;
+    case L3_BF16: L3__K(weigh)(L3_BF16, rows, row_bytes, w, n, out, cols); break;
+    case L3_Q8_0: L3__K(weigh)(L3_Q8_0, rows, row_bytes, w, n, out, cols); break;
+    case L3_Q4_0: L3__K(weigh)(L3_Q4_0, rows, row_bytes, w, n, out, cols); break;
+    default: L3__K(weigh)(L3_Q6_K, rows, row_bytes, w, n, out, cols); break;
+    }
 }
 
 /* ---- L3_FAST: panels and tiles ---- */

@@ -114,6 +114,9 @@ typedef struct l3_model l3_model;
 
 typedef struct l3_model_config {
     bool require_checksums; /* refuse a file without l3.checksum.file, or with a lookup layer without row checksums */
+    /* Where the rows of tables come from: the same bytes in another way, such as read ahead by a thread while the source
+     * itself is mapped. NULL: the source. Copied, like it. */
+    const l3_source *tables;
 } l3_model_config;
 
 /* Bytes that l3_model_open needs for this file: descriptions of tensors and a sparse index of the vocabulary, no weights.
@@ -173,6 +176,8 @@ L3_API int l3_truncate(l3_session *session, uint32_t n, l3_error *err);
 /* Tells which tokens will come, so that their rows can be fetched. */
 L3_API void     l3_session_hint(l3_session *session, const int32_t *tokens, uint32_t n);
 L3_API l3_stats l3_session_stats(const l3_session *session);
+/* The level whose kernels the session uses; never L3_LEVEL_BEST. */
+L3_API l3_level l3_session_level(const l3_session *session);
 
 /* Takes bytes somewhere: 0, or an own negative code, which comes back in l3_error.io. */
 typedef int (*l3_write_fn)(void *user, const void *bytes, size_t n);
@@ -511,7 +516,7 @@ typedef struct l3__vocabulary {
 
 struct l3_model {
     l3_info        info;
-    l3_source      source;
+    l3_source      source, tables;
     l3__vocabulary vocabulary;
     uint64_t       file_checksum_at, data_start;
     l3_tensor      embedding, output_norm, output; /* (vocab, dim), (1, dim), (vocab, dim) or absent */
@@ -1050,7 +1055,7 @@ L3__FN int l3__on_tensor(void *user, const l3_gguf_tensor *in) {
                         l3_type_name(t->type));
     const int code = t->offset >= o->end ? L3_OK : l3__overlaps(o, in->name, t, end);
     if (o->end < end) o->end = end;
-    t->source = &o->model->source;
+    t->source = p.slot->rows == L3__V ? &o->model->tables : &o->model->source;
     return code;
 }
 
@@ -1181,6 +1186,10 @@ L3_API int l3_model_open(l3_model **model, const l3_source *source, const l3_mod
     memset(mem, 0, l3__model_layout(&count, &k, NULL));
     (void)l3__model_layout(m, &k, mem);
     m->source           = *source;
+    m->tables           = config && config->tables ? *config->tables : *source;
+    if (m->tables.size != m->source.size)
+        return l3__fail(err, L3_ERR_ARGUMENT, 0, "config.tables has %U bytes, the source %U; the same bytes are expected",
+                        m->tables.size, m->source.size);
     m->file_checksum_at = k.file_checksum_at;
     if ((code = l3__describe_lookups(m, &k, err)) != L3_OK) return code;
     l3__keys_init(&k, err);
@@ -1795,6 +1804,7 @@ L3_API const float *l3_logits(const l3_session *s) { return s->logits; }
 L3_API uint32_t     l3_position(const l3_session *s) { return s->position; }
 L3_API uint32_t     l3_context(const l3_session *s) { return s->config.context; }
 L3_API l3_stats     l3_session_stats(const l3_session *s) { return s->work.stats; }
+L3_API l3_level     l3_session_level(const l3_session *s) { return s->work.kernels->level; }
 
 L3_API int l3_truncate(l3_session *s, uint32_t n, l3_error *err) {
     if (n > s->position) return l3__fail(err, L3_ERR_ARGUMENT, 0, "%u tokens cannot be kept of %u", n, s->position);

@@ -152,10 +152,10 @@ static void end_text(run *r) {
 static void print_cache(const run *r, const l3_stats *s) {
     const l3_lookup *layer = l3_model_lookup(r->engine.model, 0, NULL);
     if (!layer) fprintf(stderr, "cache        no effect: the model has no lookup layer\n");
-    else if (layer->rows.data) fprintf(stderr, "cache        no effect: the rows are mapped; --source read uses it\n");
+    else if (layer->rows.data)
+        fprintf(stderr, "cache        no effect: the rows are mapped; --source read and ahead use it\n");
     else
-        fprintf(stderr,
-                "cache        %" PRIu64 " of %" PRIu64 " row blocks found; %" PRIu64 " had no room in it\n",
+        fprintf(stderr, "cache        %" PRIu64 " of %" PRIu64 " row blocks found; %" PRIu64 " had no room in it\n",
                 s->cache_hits, s->lookups, s->cache_misfits);
 }
 
@@ -163,17 +163,22 @@ static void print_reading(const run *r, size_t cache) {
     const l3_stats s      = l3_session_stats(r->engine.session);
     const uint32_t tokens = l3_position(r->engine.session);
     const double   per    = tokens ? 1.0 / tokens : 0;
-    fprintf(stderr, "rows         asked %s a token, read %s a token in %" PRIu64 " reads\n",
-            cli_bytes((double)s.row_bytes_asked * per), cli_bytes((double)s.row_bytes_read * per), s.row_reads);
+    fprintf(stderr, "rows         asked %s a token, read %s a token in %" PRIu64 " reads%s\n",
+            cli_bytes((double)s.row_bytes_asked * per), cli_bytes((double)s.row_bytes_read * per), s.row_reads,
+            r->engine.model_config.tables ? " by a thread"
+            : r->engine.file.mapping      ? " (mapped, hinted)"
+                                          : "");
     fprintf(stderr, "weights      read %s a token%s\n", cli_bytes((double)s.weight_bytes_read * per),
             r->engine.file.mapping ? " (mapped)" : "");
+    if (cli_disk_reads()) fprintf(stderr, "disk         %s came from it\n", cli_bytes((double)cli_disk_reads()));
     if (cache) print_cache(r, &s);
 }
 
 static void print_stats(const run *r, size_t cache) {
     const cli_engine *e = &r->engine;
-    fprintf(stderr, "model        %s, %s, %s, %" PRIu32 " thread%s\n", e->info->name[0] ? e->info->name : e->path,
-            e->info->architecture, e->file.mapping ? "mapped" : "read", e->threads, e->threads == 1 ? "" : "s");
+    fprintf(stderr, "model        %s, %s, %s, %" PRIu32 " thread%s, kernels for %s\n",
+            e->info->name[0] ? e->info->name : e->path, e->info->architecture, e->file.mapping ? "mapped" : "read",
+            e->threads, e->threads == 1 ? "" : "s", l3_level_name(l3_session_level(e->session)));
     if (r->prefill > 0)
         fprintf(stderr, "prefill      %zu tokens, %.1f tokens/s\n", r->prompt_count,
                 (double)r->prompt_count / r->prefill);

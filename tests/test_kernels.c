@@ -147,11 +147,12 @@ static void check_tile(const l3__kernels *k, test_rng *r, uint32_t n) {
 }
 
 static void check_rows(const l3__kernels *k, test_rng *r, uint32_t cols, uint32_t n) {
-    static const int32_t kv[] = {L3_F32, L3_F16, L3_Q8_0};
-    const int32_t        type = kv[test_below(r, 3)];
-    const size_t         row  = l3__kv_row_bytes(type, cols);
-    unsigned char       *rows = (unsigned char *)must(row * n + 1);
-    float               *x = new_floats(cols, 1), *y = new_floats(cols, 1), w[L3__TILE];
+    static const int32_t kinds[] = {L3_F32, L3_F16, L3_BF16, L3_Q8_0, L3_Q4_0};
+    const int32_t        type    = kinds[test_below(r, 5)];
+    if (type == L3_Q4_0) cols = (cols + 31) / 32 * 32;
+    const size_t   row  = l3__kv_row_bytes(type, cols);
+    unsigned char *rows = (unsigned char *)must(row * n + 1);
+    float         *x = new_floats(cols, 1), *y = new_floats(cols, 1), w[L3__TILE];
     for (uint32_t i = 0; i < n; i++) {
         w[i] = any_float(r);
         for (uint32_t c = 0; c < cols; c++) x[c] = any_float(r);

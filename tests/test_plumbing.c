@@ -444,8 +444,8 @@ typedef struct worker {
 } worker;
 
 static void *work(void *arg) { /* no checks here: they count in one place */
-    worker      *w   = (worker *)arg;
-    void        *mem = NULL;
+    worker           *w   = (worker *)arg;
+    void             *mem = NULL;
     l3_session       *s;
     l3_session_config c;
     memset(&c, 0, sizeof c);
@@ -477,6 +477,150 @@ TEST(sessions_in_threads) {
         CHECK_EQ(w[i].bad, 0);
     }
     rig_close(&g);
+    text_free(&t);
+}
+#endif
+
+/* Makes call k of something go wrong for every k in turn, during a prefill of 12 tokens at position 9; *calls and *fail_at
+ * are how. After each failure the same session does it again, undisturbed. Returns how many failures there were. */
+static uint32_t disturb(seat *s, const text *t, uint32_t *calls, uint32_t *fail_at, int wanted, test_rng *r) {
+    uint32_t failures = 0;
+    l3_error err;
+    follow(s->session, t, 9, ONE_CALL, r);
+    for (uint32_t k = 1;; k++, rewind_to(s->session, 9)) {
+        *calls         = 0;
+        *fail_at       = k;
+        const int code = l3_prefill(s->session, t->ids + 9, 12, NULL, &err);
+        *fail_at       = 0;
+        if (code == L3_OK && (!same_logits(t, s->session) || *calls < k)) return failures;
+        if (code == L3_OK) continue; /* only a hint had gone wrong */
+        failures++;
+        if (!CHECK_EQ(code, wanted) || !CHECK(error_sound(code, &err)) || !CHECK_EQ(l3_position(s->session), 9))
+            return 0;
+        if (wanted == L3_ERR_IO && !CHECK_EQ(err.io, MOCK_FAILURE)) return 0;
+        if (!follow(s->session, t, 9 + 1 + test_below(r, 15), ONE_CALL, r)) return 0;
+    }
+}
+
+#ifdef L3_THREADS
+/* ---- rows that a thread reads while everything else is mapped ---- */
+
+typedef struct library {
+    mock       weights, rows;
+    guard      block, reader_block;
+    l3_reader *reader;
+    l3_source  tables;
+    l3_model  *model;
+} library;
+
+static int library_open(library *l, const text *t, uint32_t align, unsigned flags) {
+    l3_model_config c;
+    size_t          size = 0;
+    memset(l, 0, sizeof *l);
+    memset(&c, 0, sizeof c);
+    mock_init(&l->weights, t->f.bytes, t->f.n, 0, 1, 0);
+    mock_init(&l->rows, t->f.bytes, t->f.n, align, 0, flags);
+    l->reader_block = guard_new(l3_reader_size(), L3_ALIGN, 0xa5);
+    if (!CHECK_EQ(l3_reader_init(&l->reader, &l->rows.source, l->reader_block.mem, l3_reader_size(), NULL), L3_OK))
+        return 0;
+    l->tables = l3_reader_source(l->reader);
+    c.tables  = &l->tables;
+    CHECK_EQ(l3_model_size(&l->weights.source, &c, &size, NULL), L3_OK);
+    l->block = guard_new(size, L3_ALIGN, 0xa5);
+    return CHECK_EQ(l3_model_open(&l->model, &l->weights.source, &c, l->block.mem, size, NULL), L3_OK);
+}
+
+static void library_close(library *l) {
+    l3_reader_free(l->reader);
+    CHECK(guard_free(&l->reader_block) && guard_free(&l->block));
+    CHECK(mock_clean(&l->weights) && mock_clean(&l->rows));
+}
+
+TEST(rows_read_by_a_thread) {
+    text     t = small_text();
+    test_rng r = {31};
+    for (int i = 0; i < 24; i++) {
+        l3_session_config c;
+        library           l;
+        seat              s;
+        memset(&c, 0, sizeof c);
+        c.work.cache = i % 3 == 0 ? 0 : i % 3 == 1 ? 8000 : 100000;
+        c.work.batch = 1 + test_below(&r, 20);
+        c.work.jobs  = jobs_of(i % 4);
+        REQUIRE(library_open(&l, &t, i & 1 ? 64 : 0, i & 2 ? MOCK_HINT : 0));
+        if (test_below(&r, 2)) c.work.window = l3_session_window_min(l.model) + test_below(&r, 5000);
+        REQUIRE(seat_open(&s, l.model, &c, NULL) == L3_OK);
+        follow(s.session, &t, t.n, (splitting)(i % 3), &r);
+        const l3_stats stats = l3_session_stats(s.session);
+        CHECK(stats.row_reads > 0 && stats.row_reads == l.rows.reads && stats.row_bytes_read == l.rows.asked);
+        CHECK(l.weights.reads == 0 && stats.weight_bytes_read == 0);
+        seat_close(&s);
+        library_close(&l);
+    }
+    text_free(&t);
+}
+
+TEST(reading_threads_that_fail) {
+    text     t = small_text();
+    test_rng r = {32};
+    for (int i = 0; i < 6; i++) {
+        l3_session_config c;
+        library           l;
+        seat              s;
+        memset(&c, 0, sizeof c);
+        c.work.cache = i % 3 == 0 ? 0 : i % 3 == 1 ? 8000 : 100000;
+        c.work.batch = i & 1 ? 5 : 16;
+        REQUIRE(library_open(&l, &t, 0, 0));
+        REQUIRE(seat_open(&s, l.model, &c, NULL) == L3_OK);
+        CHECK(disturb(&s, &t, &l.rows.calls, &l.rows.fail_at, L3_ERR_IO, &r) >
+              (i % 3 == 2 ? 0u : 5u)); /* few reads where all is cached */
+        rewind_to(s.session, 0);
+        follow(s.session, &t, t.n, RANDOMLY, &r);
+        seat_close(&s);
+        library_close(&l);
+    }
+    text_free(&t);
+}
+
+TEST(sessions_that_share_a_reading_thread) {
+    text    t = small_text();
+    worker  w[4];
+    library l;
+    REQUIRE(library_open(&l, &t, 0, 0));
+    for (int i = 0; i < 4; i++) {
+        w[i].model = l.model;
+        w[i].text  = &t;
+        CHECK_EQ(pthread_create(&w[i].thread, NULL, work, &w[i]), 0);
+    }
+    for (int i = 0; i < 4; i++) {
+        pthread_join(w[i].thread, NULL);
+        CHECK_EQ(w[i].bad, 0);
+    }
+    library_close(&l);
+    text_free(&t);
+}
+
+TEST(readers_that_are_refused) {
+    text            t      = small_text();
+    l3_source       memory = l3_source_memory(t.f.bytes, t.f.n), shorter = memory;
+    l3_model_config c;
+    l3_reader      *reader;
+    l3_model       *m;
+    l3_error        err;
+    size_t          size  = 0;
+    guard           block = guard_new(l3_reader_size(), L3_ALIGN, 0xa5);
+    memset(&c, 0, sizeof c);
+    CHECK_EQ(l3_reader_init(&reader, &memory, block.mem, l3_reader_size(), &err), L3_ERR_ARGUMENT); /* no read */
+    CHECK(error_sound(L3_ERR_ARGUMENT, &err));
+    CHECK_EQ(l3_reader_init(&reader, &memory, block.mem, l3_reader_size() - 1, &err), L3_ERR_MEMORY);
+    CHECK(guard_free(&block));
+    shorter.size--;
+    c.tables = &shorter;
+    CHECK_EQ(l3_model_size(&memory, &c, &size, NULL), L3_OK);
+    block = guard_new(size, L3_ALIGN, 0xa5);
+    CHECK_EQ(l3_model_open(&m, &memory, &c, block.mem, size, &err), L3_ERR_ARGUMENT);
+    CHECK(error_sound(L3_ERR_ARGUMENT, &err));
+    CHECK(guard_free(&block));
     text_free(&t);
 }
 #endif
@@ -767,27 +911,6 @@ static int stop(void *user) {
     return ++s->calls == s->stop_at;
 }
 
-/* Makes call k of something go wrong for every k in turn, during a prefill of 12 tokens at position 9; *calls and *fail_at
- * are how. After each failure the same session does it again, undisturbed. Returns how many failures there were. */
-static uint32_t disturb(seat *s, const text *t, uint32_t *calls, uint32_t *fail_at, int wanted, test_rng *r) {
-    uint32_t failures = 0;
-    l3_error err;
-    follow(s->session, t, 9, ONE_CALL, r);
-    for (uint32_t k = 1;; k++, rewind_to(s->session, 9)) {
-        *calls         = 0;
-        *fail_at       = k;
-        const int code = l3_prefill(s->session, t->ids + 9, 12, NULL, &err);
-        *fail_at       = 0;
-        if (code == L3_OK && (!same_logits(t, s->session) || *calls < k)) return failures;
-        if (code == L3_OK) continue; /* only a hint had gone wrong */
-        failures++;
-        if (!CHECK_EQ(code, wanted) || !CHECK(error_sound(code, &err)) || !CHECK_EQ(l3_position(s->session), 9))
-            return 0;
-        if (wanted == L3_ERR_IO && !CHECK_EQ(err.io, MOCK_FAILURE)) return 0;
-        if (!follow(s->session, t, 9 + 1 + test_below(r, 15), ONE_CALL, r)) return 0;
-    }
-}
-
 TEST(sources_that_fail) {
     text     t = small_text();
     test_rng r = {15};
@@ -971,6 +1094,10 @@ int main(void) {
     RUN(batches_that_are_refused);
 #ifdef L3_THREADS
     RUN(sessions_in_threads);
+    RUN(rows_read_by_a_thread);
+    RUN(reading_threads_that_fail);
+    RUN(sessions_that_share_a_reading_thread);
+    RUN(readers_that_are_refused);
 #endif
     RUN(snapshots);
     RUN(snapshots_that_cannot_be_written);

@@ -76,6 +76,7 @@ text() {
     same_text "--source=read --cache 64K" --source=read --cache 64K
     same_text "a cache of 2 MB" --source read --cache 2M
     same_text "a small window" --source read --window 4K
+    same_text "rows read by a thread" --source ahead --cache 100K
     same_text "two threads" -j2
     same_text "three threads, read" -j 3 --source read
     same_text "a smaller context" -c 80
@@ -282,6 +283,18 @@ bench() {
     run env TMPDIR="$work" "$build/l3-bench" --synthetic 1.1B --dim 64 --blocks 1 --ffn 64 --heads 2 --kv-heads 1 --vocab 100 --lookups 0 -p 4 -n 4 -r 1
     check "l3-bench --synthetic without lookups" ends 0
     check "the synthetic model is removed" eval '! ls "$work" | grep -q l3-bench'
+    run "$build/l3-bench" "$model" -p 8 -n 4 -r 3 --no-lookup --compare 'echo {threads} threads; echo {prompt} {tokens}' --json
+    check "l3-bench --no-lookup --compare" eval 'says out "\"no_lookup_decode_ratio\"" && says out "\"peer_prefill_tok_s\": 8, " && says out "\"peer_decode_tok_s\": 4, "'
+    run "$build/l3-bench" "$model" -p 8 -n 4 -r 1 --compare 'echo no numbers'
+    check "l3-bench --compare with a program that says nothing" refused 1
+    run "$build/l3-bench" "$model" -p 8 -n 4 -r 1 --compare 'exit 3'
+    check "l3-bench --compare with a program that fails" refused 1
+    cp "$model" "$work/cold.gguf"
+    run "$build/l3-bench" "$work/cold.gguf" -p 8 -n 4 -r 2 --cold --source ahead
+    check "l3-bench --cold" eval 'ends 0 && says out "ahead cold"'
+    run "$build/l3-bench" --synthetic 110M --dim 64 --blocks 2 --ffn 96 --heads 4 --kv-heads 2 --tokenizer "$model" --alloc "$model" \
+        --text "$work/lines" -p 4 -n 4 -r 1 -o "$work/kept.gguf"
+    check "l3-bench -o keeps a model with a tokenizer" eval 'ends 0 && "$build/l3-inspect" "$work/kept.gguf" --verify >/dev/null'
     run "$build/l3-bench" "$model" -p 4000 --json
     check "a prompt that does not fit" refused 1
 }

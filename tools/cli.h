@@ -44,8 +44,8 @@
 #define CLI_NORETURN
 #endif
 
-static volatile sig_atomic_t cli_stopped;         /* Ctrl-C was pressed */
-static bool                  cli_finishes_writing; /* a program that sets it looks at cli_stopped itself, between files */
+static volatile sig_atomic_t cli_stopped; /* Ctrl-C was pressed */
+static bool cli_finishes_writing;         /* a program that sets it looks at cli_stopped itself, between files */
 
 #if defined(_WIN32)
 #ifndef WIN32_LEAN_AND_MEAN
@@ -142,10 +142,22 @@ static inline uint32_t cli_cores(void) {
 
 static inline uint64_t cli_process(void) { return GetCurrentProcessId(); }
 
+static inline FILE *cli_popen(const char *command) { return _popen(command, "r"); }
+static inline int   cli_pclose(FILE *f) { return _pclose(f); }
+
+/* The bytes that this process has read from the disk; 0: not known here. */
+static inline uint64_t cli_disk_reads(void) { return 0; }
+
+static inline bool cli_drop(const char *path) {
+    (void)path;
+    return false;
+}
+
 static inline bool cli_is_terminal(FILE *f) { return _isatty(_fileno(f)) != 0; }
 
 #else
 #include <sys/resource.h>
+#include <sys/wait.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -224,18 +236,64 @@ static inline uint32_t cli_cores(void) {
 
 static inline uint64_t cli_process(void) { return (uint64_t)getpid(); }
 
+/* A command's output; what it returns comes from cli_pclose(). */
+static inline FILE *cli_popen(const char *command) { return popen(command, "r"); }
+static inline int   cli_pclose(FILE *f) {
+      const int status = pclose(f);
+      return WIFEXITED(status) ? WEXITSTATUS(status) : status;
+}
+
+/* The bytes that this process has read from the disk; 0: not known here. */
+static inline uint64_t cli_disk_reads(void) {
+    FILE    *f = fopen("/proc/self/io", "r"); /* Linux */
+    char     line[64];
+    uint64_t n = 0;
+    while (f && fgets(line, sizeof line, f)) sscanf(line, "read_bytes: %" SCNu64, &n);
+    if (f) fclose(f);
+    return n;
+}
+
+/* The system forgets what it has of a file in memory. */
+static inline bool cli_drop(const char *path) {
+#ifdef POSIX_FADV_DONTNEED
+    const int  fd = open(path, O_RDONLY);
+    const bool ok = fd >= 0 && fsync(fd) == 0 && posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED) == 0;
+    if (fd >= 0) close(fd);
+    return ok;
+#else
+    (void)path;
+    return false;
+#endif
+}
+
 static inline bool cli_is_terminal(FILE *f) { return isatty(fileno(f)) != 0; }
 #endif
 
 /* >>failure ---------------------------------------------------------------------------------------------------------- */
 
 static const char *cli_name = "l3";
-static char       *cli_temporary; /* a file to remove when the program ends early */
+static char       *cli_temporaries[4]; /* files to remove when the program ends; NULL: a free place */
 
-static inline void cli_forget_temporary(void) {
-    if (cli_temporary) cli_remove(cli_temporary);
-    free(cli_temporary);
-    cli_temporary = NULL;
+/* From now on the file is removed when the program ends early. The path is malloc memory. */
+static inline void cli_add_temporary(char *path) {
+    size_t i = 0;
+    while (cli_temporaries[i]) i++; /* no program has more than 4 */
+    cli_temporaries[i] = path;
+}
+
+/* The file has become what it should be, or it is gone. */
+static inline void cli_forget_temporary(char *path) {
+    for (size_t i = 0; i < 4; i++)
+        if (cli_temporaries[i] == path) cli_temporaries[i] = NULL;
+    free(path);
+}
+
+static inline void cli_remove_temporaries(void) {
+    for (size_t i = 0; i < 4; i++) {
+        if (!cli_temporaries[i]) continue;
+        cli_remove(cli_temporaries[i]);
+        cli_forget_temporary(cli_temporaries[i]);
+    }
 }
 
 CLI_PRINTF(2, 0) CLI_NORETURN static inline void cli_leave(int code, const char *format, va_list args) {
@@ -243,7 +301,7 @@ CLI_PRINTF(2, 0) CLI_NORETURN static inline void cli_leave(int code, const char 
     fprintf(stderr, "%s: ", cli_name);
     vfprintf(stderr, format, args);
     fputc('\n', stderr);
-    cli_forget_temporary();
+    cli_remove_temporaries();
     _Exit(code); /* blocks are still in use all over the program */
 }
 
@@ -569,22 +627,22 @@ static inline bool cli_next_document(const char **at, const char *end, const cha
 /* A file that is written beside its place and renamed when it is whole; "-" is standard output. One at a time. */
 typedef struct cli_output {
     FILE *file;
-    char *path;
-    bool  in_place;
+    char *path, *beside; /* beside: NULL when it is written in place */
 } cli_output;
 
 static inline void cli_output_open(cli_output *o, const char *path) {
-    o->path     = cli_resolve(path);
-    o->in_place = strcmp(path, "-") == 0 || cli_is_device(path);
-    o->file     = stdout;
+    o->path   = cli_resolve(path);
+    o->beside = NULL;
+    o->file   = stdout;
     if (!o->path) cli_fail("no memory is left");
     if (strcmp(path, "-") == 0) return;
-    if (!o->in_place) {
+    if (!cli_is_device(path)) {
         const size_t room = strlen(o->path) + 32;
-        cli_temporary     = (char *)cli_malloc(room);
-        snprintf(cli_temporary, room, "%s.%" PRIu64 ".tmp", o->path, cli_process());
+        o->beside         = (char *)cli_malloc(room);
+        snprintf(o->beside, room, "%s.%" PRIu64 ".tmp", o->path, cli_process());
+        cli_add_temporary(o->beside);
     }
-    o->file = cli_fopen(o->in_place ? path : cli_temporary, "wb");
+    o->file = cli_fopen(o->beside ? o->beside : path, "wb");
     if (!o->file) cli_fail("%s: cannot be written (%s)", path, strerror(errno));
 }
 
@@ -605,9 +663,9 @@ CLI_PRINTF(2, 3) static inline void cli_print(cli_output *o, const char *format,
 
 static inline void cli_output_close(cli_output *o) {
     const bool ok = o->file == stdout ? fflush(stdout) == 0 : fclose(o->file) == 0;
-    if (!ok || (!o->in_place && !cli_rename(cli_temporary, o->path)))
+    if (!ok || (o->beside && !cli_rename(o->beside, o->path)))
         cli_fail("%s: cannot be written (%s)", o->path, strerror(errno));
-    if (!o->in_place) free(cli_temporary), cli_temporary = NULL;
+    if (o->beside) cli_forget_temporary(o->beside);
     free(o->path);
 }
 
@@ -659,6 +717,9 @@ static inline void cli_json_float(const char *key, float v) { printf(", \"%s\": 
 
 /* >>engine ----------------------------------------------------------------------------------------------------------- */
 
+/* Choices of --source. */
+enum { CLI_MAP, CLI_READ, CLI_READ_AHEAD };
+
 /* The options of every program that runs a model. */
 typedef struct cli_setup {
     int      source, kv; /* choices of --source and --kv */
@@ -667,14 +728,20 @@ typedef struct cli_setup {
     size_t   cache, window;
 } cli_setup;
 
-#define CLI_SOURCE_OPTION(s) \
-    { "--source", CLI_CHOICE, &(s)->source, "map|read", "map the file, or read it piece by piece (map)", 0, 0 }
+#define CLI_SOURCE_OPTION(s)                                                                                     \
+    {                                                                                                            \
+        "--source", CLI_CHOICE, &(s)->source, "map|read|ahead",                                                  \
+            "map the file; read it piece by piece; or map it, but a thread reads the rows of tables (map)", 0, 0 \
+    }
 #define CLI_CONTEXT_OPTION(s) \
     { "-c", CLI_U32, &(s)->context, "CONTEXT", "positions kept (what the model says)", 1, 0 }
 #define CLI_THREADS_OPTION(s) \
     { "-j", CLI_U32, &(s)->threads, "THREADS", "threads; 0: as many as are fastest (0)", 0, 64 }
-#define CLI_CACHE_OPTION(s) \
-    { "--cache", CLI_SIZE, &(s)->cache, "BYTES[K|M|G]", "memory for rows read before, with --source read (0)", 0, 0 }
+#define CLI_CACHE_OPTION(s)                                                    \
+    {                                                                          \
+        "--cache", CLI_SIZE, &(s)->cache, "BYTES[K|M|G]",                      \
+            "memory for rows read before, where they are not mapped (0)", 0, 0 \
+    }
 #define CLI_KV_OPTION(s) \
     { "--kv", CLI_CHOICE, &(s)->kv, "f32|f16|q8_0", "type of the KV cache (f32)", 0, 0 }
 #define CLI_EXACT_OPTION(s) \
@@ -685,36 +752,56 @@ static const l3_type cli_kv_types[] = {L3_F32, L3_F16, L3_Q8_0};
 /* A model with one session and its threads. */
 typedef struct cli_engine {
     const char       *path;
-    l3_file           file;
+    l3_file           file, rows;
+    l3_source         tables; /* with CLI_READ_AHEAD */
+    l3_model_config   model_config;
     l3_model         *model;
     const l3_info    *info;
     size_t            model_size, session_size;
     l3_session       *session;
     l3_session_config config;
     uint32_t          threads;
-    void             *model_block, *session_block, *pool_block;
+    void             *model_block, *session_block, *pool_block, *reader_block;
 #ifdef L3_THREADS
-    l3_pool *pool;
+    l3_pool   *pool;
+    l3_reader *reader;
 #endif
 } cli_engine;
 
+/* A second way to the file's bytes, for rows: a thread that reads. */
+static inline void cli_read_ahead(cli_engine *e) {
+#ifdef L3_THREADS
+    l3_error err;
+    memset(&err, 0, sizeof err);
+    cli_check(l3_source_open_file(&e->rows, e->path, L3_FILE_READ, &err), e->path, &err);
+    e->reader_block = cli_aligned(l3_reader_size(), "the reading thread");
+    cli_check(l3_reader_init(&e->reader, &e->rows.source, e->reader_block, l3_reader_size(), &err), e->path, &err);
+    e->tables       = l3_reader_source(e->reader);
+    e->model_config = (l3_model_config){.tables = &e->tables};
+#else
+    cli_fail("--source ahead: %s was built without threads", cli_name);
+#endif
+}
+
 /* Opens a GGUF file of any kind. The engine must not move afterwards. */
-static inline void cli_open_file(cli_engine *e, const char *path, int read) {
+static inline void cli_open_file(cli_engine *e, const char *path, int how) {
     l3_error err;
     memset(e, 0, sizeof *e);
     memset(&err, 0, sizeof err);
     e->path = path;
-    if (l3_source_open_file(&e->file, path, read ? L3_FILE_READ : L3_FILE_MAP, &err) != L3_OK)
+    if (l3_source_open_file(&e->file, path, how == CLI_READ ? L3_FILE_READ : L3_FILE_MAP, &err) != L3_OK)
         cli_fail("%s; the path of a GGUF file is expected", err.text);
-    cli_check(l3_model_size(&e->file.source, NULL, &e->model_size, &err), path, &err);
+    if (how == CLI_READ_AHEAD) cli_read_ahead(e);
+    cli_check(l3_model_size(&e->file.source, &e->model_config, &e->model_size, &err), path, &err);
     e->model_block = cli_aligned(e->model_size, path);
-    cli_check(l3_model_open(&e->model, &e->file.source, NULL, e->model_block, e->model_size, &err), path, &err);
+    cli_check(l3_model_open(&e->model, &e->file.source, &e->model_config, e->model_block, e->model_size, &err), path,
+              &err);
     e->info = l3_model_info(e->model);
 }
 
 /* Opens a model that can be run. */
-static inline void cli_open_model(cli_engine *e, const char *path, int read) {
-    cli_open_file(e, path, read);
+static inline void cli_open_model(cli_engine *e, const char *path, int how) {
+    cli_open_file(e, path, how);
     if (e->info->kind != L3_KIND_MODEL)
         cli_fail("%s: this is %s; a whole model is expected", path,
                  e->info->kind == L3_KIND_TOKENIZER ? "a tokenizer" : "an allocation");
@@ -792,8 +879,10 @@ static inline void cli_start_session(cli_engine *e, const cli_setup *s) {
 
 static inline void cli_close(cli_engine *e) {
 #ifdef L3_THREADS
+    if (e->reader) l3_reader_free(e->reader), l3_source_close_file(&e->rows); /* it may still read into the session */
     if (e->pool) l3_pool_free(e->pool);
 #endif
+    cli_free_aligned(e->reader_block);
     cli_free_aligned(e->pool_block);
     cli_free_aligned(e->session_block);
     cli_free_aligned(e->model_block);

@@ -45,6 +45,11 @@ static inline int gguf_copy_string(void *user, uint64_t index, uint64_t offset, 
     return 0;
 }
 
+static inline bool gguf_is_tokenizer_key(void *user, const l3_gguf_key *k) {
+    (void)user;
+    return strncmp(k->name, "tokenizer.", 10) == 0;
+}
+
 /* All keys of `source` (with a read callback) that are wanted. */
 static inline void gguf_copy_keys(gguf_writer *w, const char *path, l3_source *source,
                                   bool (*wanted)(void *user, const l3_gguf_key *key), void *user) {

@@ -267,7 +267,7 @@ static inline void gguf_pad(gguf_writer *w, uint64_t size) {
 }
 
 static inline void gguf_begin_data(gguf_writer *w) {
-    if (!w->out.in_place) gguf_checksum_keys(w);
+    if (w->out.beside) gguf_checksum_keys(w);
     gguf_put(&w->head, "GGUF", 4);
     gguf_put_number(&w->head, 3, 4);
     gguf_put_number(&w->head, w->n_tensors, 8);

@@ -7,35 +7,17 @@
 #define L3_IMPLEMENTATION
 #include "../l3_model.h"
 
-#include "cli.h"
-#include "gguf_write.h"
+#include "synthetic.h"
 
-enum { LIST = 8, REPETITIONS = 99, SYNTHETIC_CONTEXT = 2048 };
-
-typedef struct shape {
-    const char *name;
-    uint32_t    dim, blocks, ffn, heads, kv_heads, vocab;
-    uint32_t    lookups, rows, k, d_emb; /* rows 0: 4 a token; d_emb 0: keys are the values */
-    int         type;                    /* a choice */
-} shape;
-
-static const char types[]  = "q8_0|q4_0|f16|bf16|f32";
-static const char shapes[] = "1.1B|110M";
-
-static const l3_type tensor_types[] = {L3_Q8_0, L3_Q4_0, L3_F16, L3_BF16, L3_F32};
-
-static const shape known_shapes[] = {
-    {"1.1B", 2048, 22, 5632, 32, 4, 32000, 2, 0, 512, 0, 0}, /* as TinyLlama */
-    {"110M", 768, 12, 2048, 12, 12, 32000, 2, 0, 512, 0, 0}, /* as stories110M */
-};
+enum { LIST = 8, REPETITIONS = 99 };
 
 typedef struct settings {
     int         synthetic; /* a choice; -1: none */
     shape       shape;
-    const char *threads, *prompts, *text;
+    const char *threads, *prompts, *text, *tokenizer, *alloc, *output, *peer;
     uint32_t    thread_list[LIST], prompt_list[LIST], n_threads, n_prompts;
     uint32_t    tokens, repetitions;
-    bool        json;
+    bool        json, cold, without;
     cli_setup   setup;
 } settings;
 
@@ -49,6 +31,7 @@ static void override_shape(shape *s, const shape *given) {
     if (given->rows) s->rows = given->rows;
     if (given->k) s->k = given->k;
     s->d_emb = given->d_emb;
+    s->d_up  = given->d_up;
     s->type  = given->type;
     if (!s->rows) s->rows = 4 * s->vocab;
 }
@@ -76,6 +59,9 @@ static const char *parse(settings *s, int argc, char **argv) {
          CLI_SOURCE_OPTION(&s->setup),
          CLI_CACHE_OPTION(&s->setup),
          CLI_KV_OPTION(&s->setup),
+         {"--cold", CLI_FLAG, &s->cold, "", "before each repetition the file leaves the system's cache", 0, 0},
+         {"--no-lookup", CLI_FLAG, &s->without, "", "take turns with the same model having one row a token", 0, 0},
+         {"--compare", CLI_TEXT, &s->peer, "COMMAND", "take turns with another program, see below", 0, 0},
          {"--synthetic", CLI_CHOICE, &s->synthetic, shapes, "a random model of this size", 0, 0},
          {"--dim", CLI_U32, &given.dim, "N", "... with this width instead", 1, 1 << 20},
          {"--blocks", CLI_U32, &given.blocks, "N", "... decoder blocks", 1, 1000},
@@ -87,206 +73,106 @@ static const char *parse(settings *s, int argc, char **argv) {
          {"--rows", CLI_U32, &given.rows, "N", "rows of each (4 a token)", 1, 0},
          {"--k", CLI_U32, &given.k, "N", "rows of a token at most (512)", 1, 0},
          {"--d-emb", CLI_U32, &given.d_emb, "N", "width of values (none: keys are the values)", 1, 1 << 20},
+         {"--d-up", CLI_U32, &given.d_up, "N", "width after W_up (twice the model's)", 1, 1 << 20},
+         {"--tokenizer", CLI_TEXT, &s->tokenizer, "TOK.gguf", "... with this vocabulary, so that --text works", 0, 0},
+         {"--alloc", CLI_TEXT, &s->alloc, "ALLOC.gguf", "... with these rows for each token (as Zipf would have them)",
+          0, 0},
          {"--type", CLI_CHOICE, &given.type, types, "type of weights and rows (q8_0)", 0, 0},
+         {"-o", CLI_TEXT, &s->output, "FILE", "keep the synthetic model here", 0, 0},
          {"--json", CLI_FLAG, &s->json, "", "print one JSON object", 0, 0},
          {0},
     };
-    const cli_program program = {"l3-bench", "MODEL|--synthetic SHAPE [options]",
-                                 "Measures prefill and decode, bytes read, and the memory floor.", options};
-    s->synthetic              = -1;
-    const int n               = cli_parse(&program, argc, argv, &path, 1);
-    s->n_threads              = s->threads ? cli_list("-j", s->threads, 0, 64, s->thread_list, LIST) : 1;
-    s->n_prompts              = s->prompts ? cli_list("-p", s->prompts, 1, 1 << 24, s->prompt_list, LIST) : 1;
+    const cli_program program = {
+        "l3-bench", "MODEL|--synthetic SHAPE [options]",
+        "Measures prefill and decode, bytes read, and the memory floor.\n"
+        "--compare: COMMAND runs once a repetition, with {model}, {threads}, {prompt} and {tokens} filled in; the\n"
+        "last line that it prints is to be tokens a second: of the prompt and of decoding, or only of decoding.",
+        options};
+    s->synthetic = -1;
+    const int n  = cli_parse(&program, argc, argv, &path, 1);
+    s->n_threads = s->threads ? cli_list("-j", s->threads, 0, 64, s->thread_list, LIST) : 1;
+    s->n_prompts = s->prompts ? cli_list("-p", s->prompts, 1, 1 << 24, s->prompt_list, LIST) : 1;
     if (!s->prompts) s->prompt_list[0] = 128;
     if (n + (s->synthetic >= 0) != 1) cli_usage("either a model or --synthetic is expected: l3-bench MODEL [options]");
+    if (s->synthetic < 0 && (s->output || s->tokenizer || s->alloc))
+        cli_usage("-o, --tokenizer and --alloc are for --synthetic");
     if (s->synthetic < 0) return path;
-    if (s->text) cli_usage("--text needs a tokenizer, and a synthetic model has none");
+    if (s->text && !s->tokenizer) cli_usage("--text with --synthetic needs --tokenizer");
     s->shape = known_shapes[s->synthetic];
     override_shape(&s->shape, &given);
-    check_shape(&s->shape);
+    if (s->setup.context > s->shape.context) s->shape.context = s->setup.context;
     return NULL;
 }
 
-/* ---- a synthetic model ---- */
+/* ---- models that are made for a measurement ---- */
 
-static float random_unit(uint64_t *state) { return (float)(l3_random(state) >> 40) * (1.0f / 8388608.0f) - 1.0f; }
-
-/* A tensor out of a few random rows, over and over; values that keep activations near one. */
-static void write_random(gguf_writer *w, l3_type type, uint32_t cols, uint32_t rows, uint64_t *state) {
-    enum { DISTINCT = 16 };
-    const size_t   row   = (size_t)l3_row_bytes((int)type, cols);
-    float         *x     = (float *)cli_malloc((uint64_t)cols * sizeof *x);
-    unsigned char *bytes = (unsigned char *)cli_malloc((uint64_t)row * DISTINCT);
-    for (uint32_t i = 0; i < DISTINCT; i++) {
-        for (uint32_t k = 0; k < cols; k++) x[k] = random_unit(state) * 1.7f / sqrtf((float)cols);
-        l3_pack((int)type, x, cols, bytes + i * row);
-    }
-    for (uint32_t at = 0; at < rows; at += DISTINCT)
-        gguf_data(w, bytes, row * (rows - at < DISTINCT ? rows - at : DISTINCT));
-    free(bytes);
-    free(x);
-}
-
-static void write_ones(gguf_writer *w, uint32_t n) {
-    const float    one   = 1;
-    unsigned char *bytes = (unsigned char *)cli_malloc(4 * (uint64_t)n);
-    for (uint32_t i = 0; i < n; i++) l3_pack(L3_F32, &one, 1, bytes + 4 * (size_t)i);
-    gguf_data(w, bytes, 4 * (size_t)n);
-    free(bytes);
-}
-
-/* Rows as Zipf would give them: token t gets about scale / (t + 1), from 1 to k. */
-static uint64_t zipf_rows(const shape *s, double scale, uint32_t *rows) {
-    uint64_t sum = 0;
-    for (uint32_t t = 0; t < s->vocab; t++) {
-        const double wanted = 1 + floor(scale / (t + 1));
-        rows[t]             = wanted < s->k ? (uint32_t)wanted : s->k;
-        sum += rows[t];
-    }
-    return sum;
-}
-
-static void write_offsets(gguf_writer *w, const shape *s) {
-    uint32_t      *rows  = (uint32_t *)cli_malloc(4 * (uint64_t)s->vocab);
-    unsigned char *bytes = (unsigned char *)cli_malloc(4 * ((uint64_t)s->vocab + 1));
-    double         low = 0, high = (double)s->vocab * s->k;
-    int32_t        at = 0;
-    for (int i = 0; i < 100; i++) {
-        const double middle = (low + high) / 2;
-        if (zipf_rows(s, middle, rows) <= s->rows) low = middle;
-        else high = middle;
-    }
-    uint64_t left = s->rows - zipf_rows(s, low, rows);
-    for (uint32_t t = 0; left; t = (t + 1) % s->vocab)
-        if (rows[t] < s->k) rows[t]++, left--;
-    for (uint32_t t = 0; t < s->vocab; t++) {
-        l3_pack_i32(&at, 1, bytes + 4 * (size_t)t);
-        at += (int32_t)rows[t];
-    }
-    l3_pack_i32(&at, 1, bytes + 4 * (size_t)s->vocab);
-    gguf_data(w, bytes, 4 * ((size_t)s->vocab + 1));
-    free(bytes);
-    free(rows);
-}
-
-static uint32_t lookup_block(const shape *s, uint32_t i) { return (i + 1) * s->blocks / (s->lookups + 1); }
-static uint32_t value_length(const shape *s) { return s->d_emb ? s->d_emb : s->dim; }
-
-static void write_number(gguf_writer *w, const char *architecture, const char *key, uint32_t value) {
-    char name[64];
-    snprintf(name, sizeof name, "%s.%s", architecture, key);
-    gguf_u32(w, name, value);
-}
-
-/* Without lookup layers it is a Llama that other programs read too. */
-static void write_keys(gguf_writer *w, const shape *s) {
-    const char *a = s->lookups ? "l3" : "llama";
-    char        name[64];
-    snprintf(name, sizeof name, "synthetic %s", s->name);
-    gguf_string(w, "general.architecture", a);
-    gguf_string(w, "general.name", name);
-    gguf_string(w, "tokenizer.ggml.model", "no_vocab");
-    write_number(w, a, "vocab_size", s->vocab);
-    write_number(w, a, "context_length", SYNTHETIC_CONTEXT);
-    write_number(w, a, "embedding_length", s->dim);
-    write_number(w, a, "feed_forward_length", s->ffn);
-    write_number(w, a, "block_count", s->blocks);
-    write_number(w, a, "attention.head_count", s->heads);
-    write_number(w, a, "attention.head_count_kv", s->kv_heads);
-    snprintf(name, sizeof name, "%s.attention.layer_norm_rms_epsilon", a);
-    gguf_f32(w, name, 1e-5f);
-    if (!s->lookups) return;
-    gguf_array(w, "l3.lookup.block_indices", L3_GGUF_U32, s->lookups);
-    for (uint32_t i = 0; i < s->lookups; i++) gguf_put_number(&w->keys, lookup_block(s, i), 4);
-    gguf_u32(w, "l3.lookup.row_count", s->rows);
-    gguf_u32(w, "l3.lookup.rows_per_token_max", s->k);
-    gguf_u32(w, "l3.lookup.key_length", s->dim);
-    gguf_u32(w, "l3.lookup.value_length", value_length(s));
-    gguf_u32(w, "l3.lookup.up_length", 2 * s->dim);
-    gguf_bool(w, "l3.lookup.tied", s->d_emb == 0);
-    gguf_bool(w, "l3.lookup.query_norm", true);
-    gguf_string(w, "l3.lookup.norm_type", "rms");
-}
-
-/* One tensor: told about in the first pass (state NULL), written in the second. type I32: the offsets; F32 with rows 0:
- * a norm. */
-static void each_tensor(gguf_writer *w, const shape *s, uint64_t *state, const char *name, uint32_t block, l3_type type,
-                        uint32_t cols, uint32_t rows) {
-    char full[64];
-    snprintf(full, sizeof full, name, block);
-    if (!state) gguf_tensor(w, full, type, cols, rows);
-    else if (type == L3_I32) write_offsets(w, s);
-    else if (rows == 0) write_ones(w, cols);
-    else write_random(w, type, cols, rows, state);
-}
-
-static void each_lookup_tensor(gguf_writer *w, const shape *s, uint64_t *state, uint32_t b) {
-    const l3_type  type = tensor_types[s->type];
-    const uint32_t d = s->dim, up = 2 * d;
-    each_tensor(w, s, state, "blk.%u.lookup_offsets", b, L3_I32, s->vocab + 1, 0);
-    each_tensor(w, s, state, "blk.%u.lookup_rows.weight", b, type, d + s->d_emb, s->rows);
-    each_tensor(w, s, state, "blk.%u.lookup_query_norm.weight", b, L3_F32, d, 0);
-    each_tensor(w, s, state, "blk.%u.lookup_up.weight", b, type, value_length(s), up);
-    each_tensor(w, s, state, "blk.%u.lookup_up_norm.weight", b, L3_F32, up, 0);
-    each_tensor(w, s, state, "blk.%u.lookup_mix.weight", b, type, up + d, d);
-}
-
-static void each_model_tensor(gguf_writer *w, const shape *s, uint64_t *state) {
-    const l3_type  type = tensor_types[s->type];
-    const uint32_t d = s->dim, kv = d / s->heads * s->kv_heads;
-    each_tensor(w, s, state, "token_embd.weight", 0, type, d, s->vocab);
-    for (uint32_t b = 0; b < s->blocks; b++) {
-        each_tensor(w, s, state, "blk.%u.attn_norm.weight", b, L3_F32, d, 0);
-        each_tensor(w, s, state, "blk.%u.attn_q.weight", b, type, d, d);
-        each_tensor(w, s, state, "blk.%u.attn_k.weight", b, type, d, kv);
-        each_tensor(w, s, state, "blk.%u.attn_v.weight", b, type, d, kv);
-        each_tensor(w, s, state, "blk.%u.attn_output.weight", b, type, d, d);
-        each_tensor(w, s, state, "blk.%u.ffn_norm.weight", b, L3_F32, d, 0);
-        each_tensor(w, s, state, "blk.%u.ffn_gate.weight", b, type, d, s->ffn);
-        each_tensor(w, s, state, "blk.%u.ffn_up.weight", b, type, d, s->ffn);
-        each_tensor(w, s, state, "blk.%u.ffn_down.weight", b, type, s->ffn, d);
-        for (uint32_t i = 0; i < s->lookups; i++)
-            if (lookup_block(s, i) == b) each_lookup_tensor(w, s, state, b);
-    }
-    each_tensor(w, s, state, "output_norm.weight", 0, L3_F32, d, 0);
-    each_tensor(w, s, state, "output.weight", 0, type, d, s->vocab);
-}
-
-/* The path of a new model, which is removed when the program ends. */
-static const char *write_synthetic(const shape *s) {
-    static char              path[1024];
+/* A name for a model in $TMPDIR that is removed when the program ends. */
+static char *temporary_name(const char *what) {
     static const char *const variables[] = {"TMPDIR", "TMP", "TEMP"};
     const char              *folder      = "/tmp";
-    gguf_writer              w;
-    uint64_t                 state = 1;
     for (size_t i = 3; i-- > 0;) folder = getenv(variables[i]) && *getenv(variables[i]) ? getenv(variables[i]) : folder;
-    snprintf(path, sizeof path, "%s/l3-bench-%" PRIu64 ".gguf", folder, cli_process());
-    fprintf(stderr, "writing %s\n", path);
-    gguf_begin(&w, path);
-    write_keys(&w, s);
-    each_model_tensor(&w, s, NULL);
-    gguf_begin_data(&w);
-    each_model_tensor(&w, s, &state);
-    gguf_end(&w);
-    cli_temporary = (char *)cli_malloc(strlen(path) + 1);
-    memcpy(cli_temporary, path, strlen(path) + 1);
+    const size_t room = strlen(folder) + 64;
+    char        *path = (char *)cli_malloc(room);
+    snprintf(path, room, "%s/l3-bench-%s%" PRIu64 ".gguf", folder, what, cli_process());
+    cli_add_temporary(path);
     return path;
+}
+
+/* The tokenizer and the rows that a synthetic model gets. */
+static void dress_shape(settings *s) {
+    static cli_engine tokenizer, alloc;
+    if (s->tokenizer) {
+        cli_open_file(&tokenizer, s->tokenizer, 1);
+        if (!tokenizer.info->has_tokenizer) cli_fail("%s: it has no tokenizer that is known here", s->tokenizer);
+        s->shape.tokenizer = &tokenizer;
+        s->shape.vocab     = tokenizer.info->vocab;
+    }
+    if (s->alloc) {
+        cli_open_file(&alloc, s->alloc, 1);
+        const l3_lookup *l = l3_model_lookup(alloc.model, 0, NULL);
+        if (!l) cli_fail("%s: it has no rows; an allocation or an L3 model is expected", s->alloc);
+        if (s->tokenizer) allocation_check_tokenizer(&alloc, tokenizer.model);
+        s->shape.vocab   = l->vocab;
+        s->shape.rows    = l->row_count;
+        s->shape.k       = l->max_rows;
+        s->shape.offsets = cli_offsets(l);
+    }
+    check_shape(&s->shape);
+}
+
+static const char *make_synthetic(settings *s) {
+    const char *path = s->output ? s->output : temporary_name("");
+    dress_shape(s);
+    write_synthetic(&s->shape, path);
+    free(s->shape.offsets);
+    return path;
+}
+
+static const char *make_without_tables(const char *path) {
+    const char *plain = temporary_name("plain-");
+    cli_engine  e;
+    cli_open_model(&e, path, 0);
+    if (!e.info->n_lookups) cli_fail("--no-lookup: %s has no lookup layer", path);
+    if (!e.file.mapping) cli_fail("--no-lookup: %s cannot be mapped", path);
+    write_without_tables(&e, plain);
+    cli_close(&e);
+    return plain;
 }
 
 /* ---- the memory floor ---- */
 
+enum { FLOOR_PIECE = 1 << 18 }; /* bytes */
+
 typedef struct floor_job {
-    const uint64_t *words;
-    uint64_t        n;
-    uint32_t        pieces;
-    uint64_t        sums[256];
+    const uint64_t **pieces;
+    size_t          *words, n;
+    uint64_t        *sums;
 } floor_job;
 
 /* Eight sums side by side, so that adding never is what takes the time. */
 static void sum_piece(void *arg, uint32_t piece) {
     floor_job      *job = (floor_job *)arg;
-    const uint64_t *p   = job->words + job->n / 8 * piece / job->pieces * 8;
-    const uint64_t *end = job->words + job->n / 8 * (piece + 1) / job->pieces * 8;
+    const uint64_t *p = job->pieces[piece], *end = p + job->words[piece] / 8 * 8;
     uint64_t        a = 0, b = 0, c = 0, d = 0, e = 0, f = 0, g = 0, h = 0;
     for (; p < end; p += 8) {
         a += p[0], b += p[1], c += p[2], d += p[3];
@@ -295,24 +181,69 @@ static void sum_piece(void *arg, uint32_t piece) {
     job->sums[piece] = a + b + c + d + e + f + g + h;
 }
 
-/* Bytes a second, the best of a few passes over at least 64 MB. */
-static double measure_floor(const cli_engine *e, const l3_file *file) {
-    floor_job      job   = {(const uint64_t *)file->mapping, file->source.size / 8, 1, {0}};
+/* Bytes of a tensor that decoding a token looks at, without rows of tables. */
+static uint64_t active_bytes(const l3_model *model, const char *name, const l3_tensor *t) {
+    const bool embedding = cli_has(name, "token_embd") && !l3_model_info(model)->tied_head;
+    if (cli_has(name, ".lookup_rows") || t->type == L3_I32) return 0;
+    return l3_row_bytes(t->type, t->cols) * (embedding ? 1 : t->rows);
+}
+
+static double weight_bytes(const l3_model *model) {
+    char             name[64];
+    const l3_tensor *t;
+    double           sum = 0;
+    for (uint32_t i = 0; (t = l3_model_tensor(model, i, name)) != NULL; i++)
+        sum += (double)active_bytes(model, name, t);
+    return sum;
+}
+
+/* What attention reads of the KV cache for a token at this position, in bytes. */
+static double kv_bytes(const cli_engine *e, double position) {
+    const l3_info *info = e->info;
+    return 2.0 * (double)l3_row_bytes(e->config.kv_type, info->n_kv_heads * info->head_dim) * info->n_blocks * position;
+}
+
+/* The active weights in pieces. */
+static floor_job floor_pieces(const l3_model *model) {
+    floor_job        job = {NULL, NULL, 0, NULL};
+    char             name[64];
+    const l3_tensor *t;
+    for (uint32_t i = 0; (t = l3_model_tensor(model, i, name)) != NULL; i++) {
+        const unsigned char *p = (const unsigned char *)t->data;
+        for (uint64_t left = active_bytes(model, name, t), n; left >= 64; p += n, left -= n) {
+            const void *words  = p;
+            n                  = (left < FLOOR_PIECE ? left : FLOOR_PIECE) / 64 * 64;
+            job.pieces         = (const uint64_t **)cli_grow((void *)job.pieces, job.n, sizeof *job.pieces);
+            job.words          = (size_t *)cli_grow(job.words, job.n, sizeof *job.words);
+            job.pieces[job.n]  = (const uint64_t *)words;
+            job.words[job.n++] = (size_t)(n / 8);
+        }
+    }
+    job.sums = (uint64_t *)cli_malloc(job.n * sizeof *job.sums);
+    return job;
+}
+
+/* Bytes a second, the best of a few passes over the active weights, of at least 64 MB each. */
+static double measure_floor(const cli_engine *e) {
+    floor_job      job   = floor_pieces(e->model);
     const l3_jobs *jobs  = &e->config.work.jobs;
-    const int      times = (int)((64u << 20) / file->source.size) + 1;
-    double         best  = 0;
-    if (!file->mapping) return 0;
-    if (jobs->run) job.pieces = 4 * jobs->width < 256 ? 4 * jobs->width : 256;
+    double         bytes = 0, best = 0;
+    for (size_t i = 0; i < job.n; i++) bytes += 8.0 * (double)job.words[i];
+    const int times = (int)((64 << 20) / bytes) + 1;
     for (int pass = 0; pass < 5 && !cli_stopped; pass++) {
         const double start = cli_now();
         for (int i = 0; i < times && !cli_stopped; i++) {
-            if (jobs->run) jobs->run(jobs->user, job.pieces, sum_piece, &job);
-            else sum_piece(&job, 0);
+            if (jobs->run) jobs->run(jobs->user, (uint32_t)job.n, sum_piece, &job);
+            else
+                for (uint32_t k = 0; k < job.n; k++) sum_piece(&job, k);
         }
-        const double speed = (double)file->source.size * times / (cli_now() - start);
+        const double speed = bytes * times / (cli_now() - start);
         if (speed > best) best = speed;
     }
     if (cli_stopped) cli_fail("stopped");
+    free((void *)job.pieces);
+    free(job.words);
+    free(job.sums);
     return best;
 }
 
@@ -323,75 +254,161 @@ typedef struct series {
     uint32_t n;
 } series;
 
+static void add(series *s, double value) { s->values[s->n++] = value; }
+
 static int compare(const void *a, const void *b) {
     const double x = *(const double *)a, y = *(const double *)b;
     return (x > y) - (x < y);
 }
 
-static double median(series *s) {
-    qsort(s->values, s->n, sizeof s->values[0], compare);
-    return (s->values[(s->n - 1) / 2] + s->values[s->n / 2]) / 2;
+/* Of a copy: the order in which values came pairs those of one repetition. */
+static series sorted(const series *s) {
+    series copy = *s;
+    qsort(copy.values, copy.n, sizeof copy.values[0], compare);
+    return copy;
+}
+
+static double median(const series *s) {
+    const series x = sorted(s);
+    return x.n ? (x.values[(x.n - 1) / 2] + x.values[x.n / 2]) / 2 : NAN;
+}
+
+static series ratios(const series *a, const series *b) {
+    series r = {.n = a->n < b->n ? a->n : b->n};
+    for (uint32_t i = 0; i < r.n; i++) r.values[i] = a->values[i] / b->values[i];
+    return r;
 }
 
 typedef struct result {
     uint32_t threads, prompt, context;
-    series   prefill, decode, first;   /* tokens/s, tokens/s, seconds */
+    series   open, first, prefill, decode; /* seconds, seconds, tokens/s, tokens/s */
+    series   disk;                         /* bytes that came from the disk for a decoded token */
+    series   plain_prefill, plain_decode;  /* of the model without tables */
+    series   peer_prefill, peer_decode;    /* of the other program */
     double   cold_rows, rows, weights; /* bytes read a decoded token: of rows, in the first and the last repetition */
     double   hits;                     /* share of its row blocks that were in the cache, in the last repetition */
-    double   floor, needed;            /* bytes/s; bytes of weights and rows that a decoded token looks at */
+    double   floor, needed;            /* bytes/s; bytes that a decoded token looks at */
     uint64_t rss;
     size_t   session;
 } result;
 
-/* Bytes of weights that decoding one token looks at. */
-static double weight_bytes(const l3_model *model) {
-    char             name[64];
-    const l3_tensor *t;
-    double           sum = 0;
-    for (uint32_t i = 0; (t = l3_model_tensor(model, i, name)) != NULL; i++) {
-        const bool table     = cli_has(name, ".lookup_rows") || t->type == L3_I32;
-        const bool embedding = cli_has(name, "token_embd") && !l3_model_info(model)->tied_head;
-        if (!table) sum += (double)l3_row_bytes(t->type, t->cols) * (embedding ? 1 : t->rows);
-    }
-    return sum;
+/* An engine as a case wants it. */
+static void start(cli_engine *e, const settings *s, const char *path, const result *r) {
+    cli_setup setup = s->setup;
+    cli_open_model(e, path, setup.source);
+    setup.context = r->context;
+    setup.threads = r->threads;
+    cli_start_session(e, &setup);
 }
 
-static void repeat_once(cli_engine *e, const int32_t *ids, uint32_t prompt, uint32_t tokens, result *r) {
+typedef struct lap {
+    double   prefill, decode, disk; /* seconds, seconds, bytes */
+    l3_stats before, after;         /* decoding */
+} lap;
+
+static lap run_once(cli_engine *e, const int32_t *ids, uint32_t prompt, uint32_t tokens) {
     l3_error err;
+    lap      l;
     memset(&err, 0, sizeof err);
     cli_check(l3_truncate(e->session, 0, &err), e->path, &err);
-    const double start = cli_now();
+    const double begin = cli_now();
     cli_check(l3_prefill(e->session, ids, prompt, NULL, &err), e->path, &err);
     const double   middle = cli_now();
-    const l3_stats before = l3_session_stats(e->session);
+    const uint64_t disk   = cli_disk_reads();
+    l.before              = l3_session_stats(e->session);
     for (uint32_t i = 0; i < tokens; i++) cli_check(l3_decode(e->session, ids[prompt + i], &err), e->path, &err);
-    const double   end = cli_now();
-    const l3_stats now = l3_session_stats(e->session);
-    r->rows            = (double)(now.row_bytes_read - before.row_bytes_read) / tokens;
-    r->weights         = (double)(now.weight_bytes_read - before.weight_bytes_read) / tokens;
-    r->needed          = weight_bytes(e->model) + (double)(now.row_bytes_asked - before.row_bytes_asked) / tokens;
-    r->hits            = now.lookups > before.lookups
-                             ? (double)(now.cache_hits - before.cache_hits) / (double)(now.lookups - before.lookups)
-                             : 0;
-    if (r->prefill.n == 0) r->cold_rows = r->rows;
-    r->prefill.values[r->prefill.n++] = prompt / (middle - start);
-    r->decode.values[r->decode.n++]   = tokens / (end - middle);
-    r->first.values[r->first.n++]     = middle - start;
+    l.decode  = cli_now() - middle;
+    l.prefill = middle - begin;
+    l.disk    = (double)(cli_disk_reads() - disk);
+    l.after   = l3_session_stats(e->session);
+    return l;
 }
 
-static void run_case(const settings *s, const char *path, const int32_t *ids, result *r) {
-    cli_engine e;
-    cli_setup  setup = s->setup;
-    cli_open_model(&e, path, setup.source);
-    if (setup.context == 0) setup.context = r->prompt + s->tokens;
-    setup.threads = r->threads;
-    cli_start_session(&e, &setup);
+static void repeat_once(cli_engine *e, const int32_t *ids, uint32_t tokens, result *r) {
+    const lap       l   = run_once(e, ids, r->prompt, tokens);
+    const l3_stats *now = &l.after, *before = &l.before;
+    r->rows    = (double)(now->row_bytes_read - before->row_bytes_read) / tokens;
+    r->weights = (double)(now->weight_bytes_read - before->weight_bytes_read) / tokens;
+    r->needed  = weight_bytes(e->model) + (double)(now->row_bytes_asked - before->row_bytes_asked) / tokens +
+                kv_bytes(e, r->prompt + (tokens + 1) / 2.0);
+    r->hits = now->lookups > before->lookups
+                  ? (double)(now->cache_hits - before->cache_hits) / (double)(now->lookups - before->lookups)
+                  : 0;
+    if (r->prefill.n == 0) r->cold_rows = r->rows;
+    add(&r->prefill, r->prompt / l.prefill);
+    add(&r->decode, tokens / l.decode);
+    add(&r->first, l.prefill);
+    add(&r->disk, l.disk / tokens);
+}
+
+static void repeat_plain(cli_engine *e, const int32_t *ids, uint32_t tokens, result *r) {
+    const lap l = run_once(e, ids, r->prompt, tokens);
+    add(&r->plain_prefill, r->prompt / l.prefill);
+    add(&r->plain_decode, tokens / l.decode);
+}
+
+/* ---- another program ---- */
+
+/* The command with {model}, {threads}, {prompt} and {tokens} filled in, in malloc memory. */
+static char *peer_command(const settings *s, const char *path, const result *r) {
+    char              number[3][16];
+    const char *const names[]  = {"{model}", "{threads}", "{prompt}", "{tokens}"};
+    const char *const values[] = {path, number[0], number[1], number[2]};
+    char             *command = (char *)cli_malloc(strlen(s->peer) * (strlen(path) + 16) + 1), *to = command;
+    snprintf(number[0], sizeof number[0], "%" PRIu32, r->threads);
+    snprintf(number[1], sizeof number[1], "%" PRIu32, r->prompt);
+    snprintf(number[2], sizeof number[2], "%" PRIu32, s->tokens);
+    for (const char *at = s->peer; *at;) {
+        size_t i = 0;
+        while (i < 4 && strncmp(at, names[i], strlen(names[i])) != 0) i++;
+        if (i == 4) *to++ = *at++;
+        else to += sprintf(to, "%s", values[i]), at += strlen(names[i]);
+    }
+    *to = '\0';
+    return command;
+}
+
+static void repeat_peer(const settings *s, const char *path, result *r) {
+    char   line[1024], last[1024] = "";
+    double x, y;
+    char  *command = peer_command(s, path, r), rest;
+    FILE  *f       = cli_popen(command);
+    if (!f) cli_fail("--compare: %s cannot be run (%s)", command, strerror(errno));
+    while (fgets(line, sizeof line, f)) memcpy(last, line, sizeof last);
+    const int code = cli_pclose(f);
+    if (code) cli_fail("--compare: \"%s\" ended with code %d", command, code);
+    const int n = sscanf(last, "%lf %lf %c", &x, &y, &rest);
+    if (n != 1 && n != 2)
+        cli_fail("--compare: the last line is \"%.*s\"; one or two numbers are expected, tokens a second",
+                 (int)strcspn(last, "\r\n"), last);
+    if (n == 2) add(&r->peer_prefill, x);
+    add(&r->peer_decode, n == 2 ? y : x);
+    free(command);
+}
+
+/* ---- cases ---- */
+
+static void run_case(const settings *s, const char *path, const char *plain_path, const int32_t *ids, result *r) {
+    cli_engine e, plain;
+    r->context = s->setup.context ? s->setup.context : r->prompt + s->tokens;
+    for (uint32_t i = 0; i < s->repetitions; i++) {
+        if (i == 0 && plain_path) start(&plain, s, plain_path, r);
+        if (s->cold && i) cli_close(&e);
+        if (s->cold && !cli_drop(path)) cli_fail("--cold: the system keeps what it has read of %s", path);
+        if (s->cold || i == 0) {
+            const double begin = cli_now();
+            start(&e, s, path, r);
+            add(&r->open, cli_now() - begin);
+        }
+        repeat_once(&e, ids, s->tokens, r);
+        if (i + 1 == s->repetitions) r->rss = cli_peak_rss();
+        if (plain_path) repeat_plain(&plain, ids, s->tokens, r);
+        if (s->peer) repeat_peer(s, path, r);
+    }
     r->threads = e.threads;
-    r->context = setup.context;
     r->session = e.session_size;
-    for (uint32_t i = 0; i < s->repetitions; i++) repeat_once(&e, ids, r->prompt, s->tokens, r);
-    r->rss = cli_peak_rss();
     cli_close(&e);
+    if (plain_path) cli_close(&plain);
 }
 
 /* After all cases, since looking at the whole mapping makes it resident. */
@@ -399,7 +416,7 @@ static void run_floor(const char *path, result *r) {
     cli_engine e;
     cli_open_model(&e, path, 0);
     cli_start_threads(&e, r->threads);
-    r->floor = measure_floor(&e, &e.file);
+    r->floor = e.file.mapping ? measure_floor(&e) : 0;
     cli_close(&e);
 }
 
@@ -430,40 +447,67 @@ static int32_t *choose_tokens(const settings *s, const char *path, uint32_t n) {
 
 /* ---- output ---- */
 
-static void print_series(const char *name, series *s, double scale, const char *unit) {
-    const double middle = median(s); /* sorts */
-    printf("  %-13s %10.1f %s (%.1f to %.1f)\n", name, middle * scale, unit, s->values[0] * scale,
-           s->values[s->n - 1] * scale);
+static const char *const sources[] = {"map", "read", "ahead"};
+
+static void print_series(const char *name, const series *s, double scale, const char *unit) {
+    const series x = sorted(s);
+    if (x.n == 0) return;
+    printf("  %-13s %10.1f %s (%.1f to %.1f)\n", name, median(&x) * scale, unit, x.values[0] * scale,
+           x.values[x.n - 1] * scale);
 }
 
-static void print_case(const settings *s, result *r) {
+/* Tokens a second of something else, and how many times as fast ours is. */
+static void print_other(const char *name, const series *own, const series *other) {
+    const series x = ratios(own, other), r = sorted(&x), o = sorted(other);
+    if (r.n == 0) return;
+    printf("  %-13s %10.1f tokens/s (%.1f to %.1f); this is %.3f times that (%.3f to %.3f)\n", name, median(&o),
+           o.values[0], o.values[o.n - 1], median(&r), r.values[0], r.values[r.n - 1]);
+}
+
+static void print_case(const settings *s, const result *r) {
     const double ideal = r->floor / r->needed;
-    printf("\n%" PRIu32 " thread%s, prompt of %" PRIu32 ", %" PRIu32 " tokens after it, %s, session of %s\n",
-           r->threads, r->threads == 1 ? "" : "s", r->prompt, s->tokens, s->setup.source ? "read" : "mapped",
-           cli_bytes((double)r->session));
+    printf("\n%" PRIu32 " thread%s, prompt of %" PRIu32 ", %" PRIu32 " tokens after it, --source %s%s, session of %s\n",
+           r->threads, r->threads == 1 ? "" : "s", r->prompt, s->tokens, sources[s->setup.source],
+           s->cold ? " cold" : "", cli_bytes((double)r->session));
     print_series("prefill", &r->prefill, 1, "tokens/s");
+    print_other("... no tables", &r->prefill, &r->plain_prefill);
+    print_other("... COMMAND", &r->prefill, &r->peer_prefill);
     print_series("decode", &r->decode, 1, "tokens/s");
+    print_other("... no tables", &r->decode, &r->plain_decode);
+    print_other("... COMMAND", &r->decode, &r->peer_decode);
+    print_series("opening", &r->open, 1e3, "ms");
     print_series("first token", &r->first, 1e3, "ms");
     printf("  %-13s %10s a token in the first repetition, %s in the last; cache %.0f%%; and %s of weights\n",
            "rows read", cli_bytes(r->cold_rows), cli_bytes(r->rows), 100 * r->hits, cli_bytes(r->weights));
+    printf("  %-13s %10s a token while decoding\n", "from the disk", cli_bytes(median(&r->disk)));
     printf("  %-13s %10s so far\n", "peak memory", cli_bytes((double)r->rss));
     if (r->floor > 0)
         printf("  %-13s %10.1f GB/s: %.1f tokens/s at %s a token; decode is %.0f%% of that\n", "memory floor",
                r->floor / 1e9, ideal, cli_bytes(r->needed), 100 * median(&r->decode) / ideal);
 }
 
-static void json_series(const char *name, series *s, double scale, const char *unit) {
+static void json_series(const char *name, const series *s, double scale, const char *unit) {
     static const char *const parts[]  = {"", "_min", "_max"};
-    const double             values[] = {median(s), s->values[0], s->values[s->n - 1]};
-    for (int i = 0; i < 3; i++) {
+    const series             x        = sorted(s);
+    const double             values[] = {median(&x), x.values[0], x.values[x.n ? x.n - 1 : 0]};
+    for (int i = 0; i < 3 && x.n; i++) {
         char key[64];
-        snprintf(key, sizeof key, "%s%s_%s", name, parts[i], unit);
+        snprintf(key, sizeof key, "%s%s%s", name, parts[i], unit);
         cli_json_real(key, values[i] * scale);
     }
 }
 
-static void json_case(const settings *s, result *r, const char *type) {
-    static const char *const sources[] = {"map", "read"}, *const kv[] = {"f32", "f16", "q8_0"};
+static void json_other(const char *what, const char *part, const series *own, const series *other) {
+    char         name[64];
+    const series r = ratios(own, other);
+    snprintf(name, sizeof name, "%s_%s", what, part);
+    json_series(name, other, 1, "_tok_s");
+    snprintf(name, sizeof name, "%s_%s_ratio", what, part);
+    json_series(name, &r, 1, "");
+}
+
+static void json_case(const settings *s, const result *r, const char *type) {
+    static const char *const kv[] = {"f32", "f16", "q8_0"};
     printf("{\"threads\": %" PRIu32 ", \"type\": \"%s\", \"source\": \"%s\", \"kv_type\": \"%s\"", r->threads, type,
            sources[s->setup.source], kv[s->setup.kv]);
     cli_json_u64("prompt", r->prompt);
@@ -471,12 +515,19 @@ static void json_case(const settings *s, result *r, const char *type) {
     cli_json_u64("context", r->context);
     cli_json_u64("cache_bytes", s->setup.cache);
     cli_json_bool("exact", s->setup.exact);
-    json_series("prefill", &r->prefill, 1, "tok_s");
-    json_series("decode", &r->decode, 1, "tok_s");
-    json_series("first_token", &r->first, 1e3, "ms");
+    cli_json_bool("cold", s->cold);
+    json_series("prefill", &r->prefill, 1, "_tok_s");
+    json_series("decode", &r->decode, 1, "_tok_s");
+    json_series("open", &r->open, 1e3, "_ms");
+    json_series("first_token", &r->first, 1e3, "_ms");
+    json_other("no_lookup", "prefill", &r->prefill, &r->plain_prefill);
+    json_other("no_lookup", "decode", &r->decode, &r->plain_decode);
+    json_other("peer", "prefill", &r->prefill, &r->peer_prefill);
+    json_other("peer", "decode", &r->decode, &r->peer_decode);
     cli_json_real("cold_row_read_bytes_per_token", r->cold_rows);
     cli_json_real("row_read_bytes_per_token", r->rows);
     cli_json_real("read_bytes_per_token", r->rows + r->weights);
+    json_series("disk_bytes_per_token", &r->disk, 1, "");
     cli_json_real("needed_bytes_per_token", r->needed);
     cli_json_real("cache_hit_share", r->hits);
     cli_json_real("floor_gb_s", r->floor / 1e9);
@@ -520,25 +571,27 @@ static void print_all(const settings *s, const char *path, result *results, uint
 }
 
 int main(int argc, char **argv) {
-    settings      s       = {.tokens = 64, .repetitions = 3};
-    const char   *path    = parse(&s, argc, argv);
+    settings      s    = {.tokens = 64, .repetitions = 3};
+    const char   *path = parse(&s, argc, argv), *plain = NULL;
     uint32_t      longest = 0;
     static result results[LIST * LIST];
-    if (!path) path = write_synthetic(&s.shape);
+    if (!path) path = make_synthetic(&s);
+    if (s.without) plain = make_without_tables(path);
     for (uint32_t i = 0; i < s.n_prompts; i++)
         if (s.prompt_list[i] > longest) longest = s.prompt_list[i];
     const uint32_t n   = s.n_threads * s.n_prompts;
     int32_t       *ids = choose_tokens(&s, path, longest + s.tokens);
     for (uint32_t i = 0; i < n; i++) {
-        fprintf(stderr, "case %" PRIu32 " of %" PRIu32 "\n", i + 1, n);
+        cli_report(i, n, "cases");
         results[i].threads = s.thread_list[i / s.n_prompts];
         results[i].prompt  = s.prompt_list[i % s.n_prompts];
-        run_case(&s, path, ids, &results[i]);
+        run_case(&s, path, plain, ids, &results[i]);
     }
+    cli_report(n, n, "cases");
     for (uint32_t i = 0; i < n; i++) run_floor(path, &results[i]);
     print_all(&s, path, results, n);
     free(ids);
-    cli_forget_temporary(); /* the synthetic model */
+    cli_remove_temporaries(); /* what was made for the measurement */
     cli_end_stdout();
     return 0;
 }

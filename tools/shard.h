@@ -72,7 +72,7 @@ static inline void shard_begin(shard_writer *w, const char *path, const l3_model
     w->fingerprint = tokenizer_fingerprint(tokenizer);
     w->bytes       = (unsigned char *)cli_malloc(SHARD_BUFFER);
     cli_output_open(&w->out, path);
-    if (w->out.in_place) cli_fail("%s: a shard's header is written last; the path of a file is expected", path);
+    if (!w->out.beside) cli_fail("%s: a shard's header is written last; the path of a file is expected", path);
     cli_write(&w->out, zero, SHARD_HEADER);
 }
 

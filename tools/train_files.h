@@ -148,11 +148,6 @@ static inline void train_shape_keys(gguf_writer *w, const train_shape *s) {
     gguf_bool(w, "l3.lookup.residual", s->residual);
 }
 
-static inline bool train_is_tokenizer_key(void *user, const l3_gguf_key *k) {
-    (void)user;
-    return strncmp(k->name, "tokenizer.", 10) == 0;
-}
-
 static inline void train_tensor(gguf_writer *w, const char *name, const char *suffix, uint32_t cols, uint32_t rows) {
     char full[80];
     snprintf(full, sizeof full, "%s%s", name, suffix);
@@ -236,7 +231,7 @@ static inline void train_export(const train_model *m, const char *path, cli_engi
     train_about_keys(&w, about, m->shape.lookups ? "l3" : "llama");
     gguf_u32(&w, "general.file_type", 0);
     train_shape_keys(&w, &m->shape);
-    if (tokenizer) gguf_copy_keys(&w, tokenizer->path, &tokenizer->file.source, train_is_tokenizer_key, NULL);
+    if (tokenizer) gguf_copy_keys(&w, tokenizer->path, &tokenizer->file.source, gguf_is_tokenizer_key, NULL);
     train_tensors(&w, m, "");
     gguf_begin_data(&w);
     train_put_all(&w, m, 0);
