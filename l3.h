@@ -1583,23 +1583,32 @@ L3__BASE_OP void l3__prefetch(const uint8_t *p, const size_t bytes) {
 }
 
 #if defined(L3__X86)
-/* Rounds a block; returns the sum of its integers. Magnitudes are compared as integers, which orders NaN above infinity: so
- * neither gets lost, and the scale says it. */
-L3__BASE_OP int32_t l3__quantize32(const float *x, int8_t *q, float *scale) {
+/* The largest magnitude of a block. They are compared as integers, which orders NaN above infinity: so neither gets lost,
+ * and the scale says it. */
+L3__BASE_OP float l3__peak32(const __m256 *v) {
     const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
-    __m256        v[4];
-    __m256i       i[4], peak = _mm256_setzero_si256();
-    L3__EACH(j, 4) {
-        v[j] = _mm256_loadu_ps(x + 8 * j);
-        peak = _mm256_max_epi32(_mm256_and_si256(_mm256_castps_si256(v[j]), magnitude), peak);
-    }
-    __m128i most        = _mm_max_epi32(_mm256_castsi256_si128(peak), _mm256_extracti128_si256(peak, 1));
-    most                = _mm_max_epi32(most, _mm_shuffle_epi32(most, 0x4e));
-    most                = _mm_max_epi32(most, _mm_shuffle_epi32(most, 0xb1));
-    const float  high   = _mm_cvtss_f32(_mm_castsi128_ps(most));
-    const __m256 to     = _mm256_set1_ps(high > 0 ? 127.0f / high : 0.0f);
-    *scale              = high / 127.0f;
+    __m256i       peak      = _mm256_setzero_si256();
+    L3__EACH(j, 4) peak     = _mm256_max_epi32(_mm256_and_si256(_mm256_castps_si256(v[j]), magnitude), peak);
+    __m128i most            = _mm_max_epi32(_mm256_castsi256_si128(peak), _mm256_extracti128_si256(peak, 1));
+    most                    = _mm_max_epi32(most, _mm_shuffle_epi32(most, 0x4e));
+    most                    = _mm_max_epi32(most, _mm_shuffle_epi32(most, 0xb1));
+    return _mm_cvtss_f32(_mm_castsi128_ps(most));
+}
+
+/* A block as integers from -limit to limit, and their scale. */
+L3__BASE_OP void l3__round32(const float *x, const float limit, __m256i *i, float *scale) {
+    __m256 v[4];
+    L3__EACH(j, 4) v[j] = _mm256_loadu_ps(x + 8 * j);
+    const float  high   = l3__peak32(v);
+    const __m256 to     = _mm256_set1_ps(high > 0 ? limit / high : 0.0f);
+    *scale              = high / limit;
     L3__EACH(j, 4) i[j] = _mm256_cvtps_epi32(_mm256_mul_ps(v[j], to));
+}
+
+/* Returns the sum of the block's integers. */
+L3__BASE_OP int32_t l3__quantize32(const float *x, int8_t *q, float *scale) {
+    __m256i i[4];
+    l3__round32(x, 127.0f, i, scale);
     const __m256i words = _mm256_packs_epi16(_mm256_packs_epi32(i[0], i[1]), _mm256_packs_epi32(i[2], i[3]));
     const __m256i all   = _mm256_permutevar8x32_epi32(words, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
     _mm256_storeu_si256((__m256i *)(void *)q, all);
@@ -1609,6 +1618,8 @@ L3__BASE_OP int32_t l3__quantize32(const float *x, int8_t *q, float *scale) {
     return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
 }
 #else
+/* Rounds a block; returns the sum of its integers. Magnitudes are compared as integers, which orders NaN above infinity: so
+ * neither gets lost, and the scale says it. */
 L3__BASE_OP int32_t l3__quantize32(const float *x, int8_t *q, float *scale) {
     uint32x4_t peak = vdupq_n_u32(0);
     int32x4_t  sum  = vdupq_n_s32(0);
@@ -1822,20 +1833,25 @@ L3__AVX512 void l3__int8_avx512(int type, const uint8_t *w, size_t row_bytes, ui
 
 #define L3__P512 12
 
-/* A block of a tile: words (8, 12), scales (12,), biases (12,). */
-L3__BASE void l3__pack_tiles_int8(int type, const float *x, size_t xs, uint32_t n, uint32_t cols, unsigned char *dst) {
-    for (uint32_t p0 = 0; p0 < n; p0 += L3__P512)
-        for (uint32_t b = 0; b < cols / 32; b++, dst += 10 * L3__P512 * 4) {
-            if (n - p0 < L3__P512) memset(dst, 0, 10 * L3__P512 * 4);
-            for (uint32_t p = 0; p < L3__P512 && p0 + p < n; p++) {
+/* A block of a tile: words (8, tile), scales (tile,), biases (tile,). */
+L3__BASE_OP void l3__pack_tiles8(int type, const uint32_t tile, const float *x, size_t xs, uint32_t n, uint32_t cols,
+                                 unsigned char *dst) {
+    for (uint32_t p0 = 0; p0 < n; p0 += tile)
+        for (uint32_t b = 0; b < cols / 32; b++, dst += 10 * tile * 4) {
+            if (n - p0 < tile) memset(dst, 0, 10 * tile * 4);
+            for (uint32_t p = 0; p < tile && p0 + p < n; p++) {
                 int8_t        q[32];
                 float         scale;
                 const int32_t bias = l3__bias(type, 1, l3__quantize32(x + (p0 + p) * xs + b * 32, q, &scale));
-                L3__EACH(i, 8) memcpy(dst + (i * L3__P512 + p) * 4, q + 4 * i, 4);
-                memcpy(dst + (8 * L3__P512 + p) * 4, &scale, 4);
-                memcpy(dst + (9 * L3__P512 + p) * 4, &bias, 4);
+                L3__EACH(i, 8) memcpy(dst + (i * tile + p) * 4, q + 4 * i, 4);
+                memcpy(dst + (8 * tile + p) * 4, &scale, 4);
+                memcpy(dst + (9 * tile + p) * 4, &bias, 4);
             }
         }
+}
+
+L3__BASE void l3__pack_tiles_int8(int type, const float *x, size_t xs, uint32_t n, uint32_t cols, unsigned char *dst) {
+    l3__pack_tiles8(type, L3__P512, x, xs, n, cols, dst);
 }
 
 /* A block of a panel: words (8, 16), scales (16,). Two blocks are turned at once. */
@@ -1898,6 +1914,166 @@ static const l3__fast l3__fast_int4_avx512 = {l3__pack_int8_fours, l3__int8_avx5
 static const l3__fast l3__gemm_int8_avx512 = {
     l3__pack_tiles_int8, NULL, l3__panel_int8, l3__times_int8, L3__P512, 10, 9};
 
+/* ---- the same with AVX2, whose products of bytes end in 16 bits: tiles of 3 positions ---- */
+
+#define L3__P256 3
+
+/* Q4_0: eight products of a nibble and an int8, in pairs, still fit 16 bits: 15 * 127 * 2 * 8 < 2^15. */
+L3__BASE void l3__pack_tiles_int8_avx2(int type, const float *x, size_t xs, uint32_t n, uint32_t cols,
+                                       unsigned char *dst) {
+    l3__pack_tiles8(type, L3__P256, x, xs, n, cols, dst);
+}
+
+/* 16 rows of 8 words of a block. */
+L3__BASE_OP void l3__turn_avx2(const __m256i *rows, unsigned char *panel) {
+    for (size_t g = 0; g < 2; g++) {
+        __m256 t[8];
+        L3__EACH(r, 8) t[r] = _mm256_castsi256_ps(rows[8 * g + r]);
+        l3__transpose_avx2(t);
+        L3__EACH(c, 8) _mm256_storeu_ps((float *)(void *)(panel + c * 64 + g * 32), t[c]);
+    }
+}
+
+/* A block of a panel: words (8, 16), scales (16,). */
+L3__BASE void l3__panel_int4_avx2(int type, const uint8_t *const *rows, uint32_t first, uint32_t end, uint32_t cols,
+                                  void *to) {
+    unsigned char *panel = (unsigned char *)to;
+    (void)type;
+    (void)cols;
+    for (uint32_t b = first; b < end; b++, panel += 9 * 64) {
+        __m256i q[16];
+        float   scale[16];
+        L3__EACH(r, 16) {
+            const uint8_t *row = rows[r] + b * 18;
+            const __m128i  w   = l3__bytes16(row + 2);
+            q[r]               = _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16(w, 4), w), _mm256_set1_epi8(15));
+            scale[r]           = l3__half_avx2(row);
+        }
+        l3__turn_avx2(q, panel);
+        memcpy(panel + 8 * 64, scale, 64);
+    }
+}
+
+L3__BASE_OP __m256i l3__word_avx2(const unsigned char *p) {
+    int32_t word;
+    memcpy(&word, p, 4);
+    return _mm256_set1_epi32(word);
+}
+
+L3__BASE_OP void l3__load_sums_avx2(__m256 (*sum)[2], bool first, const float *c, size_t cs) {
+    L3__EACH(p, L3__P256) {
+        L3__EACH(j, 2) sum[p][j] = first ? _mm256_setzero_ps() : _mm256_loadu_ps(c + p * cs + j * 8);
+    }
+}
+
+/* sum += the block's integers times both scales. */
+L3__BASE_OP void l3__scale_sums_avx2(__m256 (*sum)[2], __m256i (*s)[2], const unsigned char *d,
+                                     const unsigned char *scale) {
+    const __m256 d0 = _mm256_castsi256_ps(l3__bytes32(d)), d1 = _mm256_castsi256_ps(l3__bytes32(d + 32));
+    L3__EACH(p, L3__P256) {
+        const __m256 a = _mm256_castsi256_ps(l3__word_avx2(scale + 4 * p));
+        sum[p][0]      = _mm256_fmadd_ps(_mm256_cvtepi32_ps(s[p][0]), _mm256_mul_ps(d0, a), sum[p][0]);
+        sum[p][1]      = _mm256_fmadd_ps(_mm256_cvtepi32_ps(s[p][1]), _mm256_mul_ps(d1, a), sum[p][1]);
+    }
+}
+
+/* gcc spills accumulators that it is free to rename. */
+#define L3__KEEP(v) __asm__("" : "+x"(v))
+
+L3__BASE void l3__times_int4_avx2(const void *panel, const void *x, uint32_t blocks, bool first, float *c, size_t cs) {
+    const unsigned char *w = (const unsigned char *)panel, *a = (const unsigned char *)x;
+    const __m256i        ones = _mm256_set1_epi16(1);
+    __m256               sum[L3__P256][2];
+    l3__load_sums_avx2(sum, first, c, cs);
+    for (; blocks > 0; blocks--, w += 9 * 64, a += 10 * L3__P256 * 4) {
+        __m256i s[L3__P256][2];
+        L3__EACH(p, L3__P256) s[p][0] = s[p][1] = _mm256_setzero_si256();
+        for (uint32_t g = 0; g < 8; g++) {
+            const __m256i w0 = l3__bytes32(w + g * 64), w1 = l3__bytes32(w + g * 64 + 32);
+            L3__EACH(p, L3__P256) {
+                const __m256i v = l3__word_avx2(a + (g * L3__P256 + p) * 4);
+                s[p][0]         = _mm256_add_epi16(s[p][0], _mm256_maddubs_epi16(w0, v));
+                s[p][1]         = _mm256_add_epi16(s[p][1], _mm256_maddubs_epi16(w1, v));
+                L3__KEEP(s[p][0]);
+                L3__KEEP(s[p][1]);
+            }
+        }
+        L3__EACH(p, L3__P256) {
+            const __m256i bias     = l3__word_avx2(a + (9 * L3__P256 + p) * 4);
+            L3__EACH(j, 2) s[p][j] = _mm256_add_epi32(_mm256_madd_epi16(s[p][j], ones), bias);
+        }
+        l3__scale_sums_avx2(sum, s, w + 8 * 64, a + 8 * L3__P256 * 4);
+    }
+    L3__EACH(p, L3__P256) { L3__EACH(j, 2) _mm256_storeu_ps(c + p * cs + j * 8, sum[p][j]); }
+}
+
+/* Q8_0: words of two int16, as bytes would overflow. Activations have 16 bits then, too, at no cost. A block of a tile: words
+ * (16, tile), scales (tile,). */
+L3__BASE void l3__pack_tiles_int16(int type, const float *x, size_t xs, uint32_t n, uint32_t cols, unsigned char *dst) {
+    (void)type;
+    for (uint32_t p0 = 0; p0 < n; p0 += L3__P256)
+        for (uint32_t b = 0; b < cols / 32; b++, dst += 17 * L3__P256 * 4) {
+            if (n - p0 < L3__P256) memset(dst, 0, 17 * L3__P256 * 4);
+            for (uint32_t p = 0; p < L3__P256 && p0 + p < n; p++) {
+                __m256i i[4];
+                int32_t words[16];
+                float   scale;
+                l3__round32(x + (p0 + p) * xs + b * 32, 32767.0f, i, &scale);
+                L3__EACH(j, 2) {
+                    const __m256i two = _mm256_packs_epi32(i[2 * j], i[2 * j + 1]);
+                    _mm256_storeu_si256((__m256i *)(void *)(words + 8 * j), _mm256_permute4x64_epi64(two, 0xd8));
+                }
+                L3__EACH(k, 16) memcpy(dst + (k * L3__P256 + p) * 4, words + k, 4);
+                memcpy(dst + (16 * L3__P256 + p) * 4, &scale, 4);
+            }
+        }
+}
+
+/* A block of a panel: words (16, 16), scales (16,). */
+L3__BASE void l3__panel_int16(int type, const uint8_t *const *rows, uint32_t first, uint32_t end, uint32_t cols,
+                              void *to) {
+    unsigned char *panel = (unsigned char *)to;
+    (void)type;
+    (void)cols;
+    for (uint32_t b = first; b < end; b++, panel += 17 * 64) {
+        for (size_t half = 0; half < 2; half++) {
+            __m256i q[16];
+            L3__EACH(r, 16) q[r] = _mm256_cvtepi8_epi16(l3__bytes16(rows[r] + b * 34 + 2 + 16 * half));
+            l3__turn_avx2(q, panel + half * 8 * 64);
+        }
+        float scale[16];
+        L3__EACH(r, 16) scale[r] = l3__half_avx2(rows[r] + b * 34);
+        memcpy(panel + 16 * 64, scale, 64);
+    }
+}
+
+L3__BASE void l3__times_int16(const void *panel, const void *x, uint32_t blocks, bool first, float *c, size_t cs) {
+    const unsigned char *w = (const unsigned char *)panel, *a = (const unsigned char *)x;
+    __m256               sum[L3__P256][2];
+    l3__load_sums_avx2(sum, first, c, cs);
+    for (; blocks > 0; blocks--, w += 17 * 64, a += 17 * L3__P256 * 4) {
+        __m256i s[L3__P256][2];
+        L3__EACH(p, L3__P256) s[p][0] = s[p][1] = _mm256_setzero_si256();
+        for (uint32_t g = 0; g < 16; g++) {
+            const __m256i w0 = l3__bytes32(w + g * 64), w1 = l3__bytes32(w + g * 64 + 32);
+            L3__EACH(p, L3__P256) {
+                const __m256i v = l3__word_avx2(a + (g * L3__P256 + p) * 4);
+                s[p][0]         = _mm256_add_epi32(s[p][0], _mm256_madd_epi16(w0, v));
+                s[p][1]         = _mm256_add_epi32(s[p][1], _mm256_madd_epi16(w1, v));
+                L3__KEEP(s[p][0]);
+                L3__KEEP(s[p][1]);
+            }
+        }
+        l3__scale_sums_avx2(sum, s, w + 16 * 64, a + 16 * L3__P256 * 4);
+    }
+    L3__EACH(p, L3__P256) { L3__EACH(j, 2) _mm256_storeu_ps(c + p * cs + j * 8, sum[p][j]); }
+}
+
+static const l3__fast l3__gemm_int4_avx2 = {
+    l3__pack_tiles_int8_avx2, NULL, l3__panel_int4_avx2, l3__times_int4_avx2, L3__P256, 10, 9};
+static const l3__fast l3__gemm_int16_avx2 = {
+    l3__pack_tiles_int16, NULL, l3__panel_int16, l3__times_int16, L3__P256, 17, 17};
+
 #endif /* L3__X86 */
 
 /* ---- the levels ---- */
@@ -1919,7 +2095,7 @@ static const l3__fast l3__gemm_int8_avx512 = {
                                                  L3__FLOAT_KERNELS,                                              \
                                                  {NULL, NULL, NULL, &l3__int8_by_avx2, &l3__int8_by_avx2, NULL}, \
                                                  {&l3__fast_f32_avx2, &l3__fast_f32_avx2, &l3__fast_f32_avx2,    \
-                                                  &l3__fast_f32_avx2, &l3__fast_f32_avx2, &l3__fast_f32_avx2}};
+                                                  &l3__gemm_int16_avx2, &l3__gemm_int4_avx2, &l3__fast_f32_avx2}};
 #include "l3.h"
 #undef L3__ISA
 #undef L3__W
