@@ -1296,7 +1296,8 @@ L3__OP float   l3__half_avx2(const uint8_t *p) { return _mm_cvtss_f32(_mm_cvtph_
 /* The first n of 8; zeros behind. */
 L3__OP __m256 l3__load_part_avx2(const float *p, uint32_t n) {
     const __m256i place = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    return _mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(n < 8 ? (int)n : 8), place));
+    if (n >= 8) return _mm256_loadu_ps(p);
+    return _mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), place));
 }
 L3__OP __m256 l3__from_f16_avx2(const uint8_t *p) { return _mm256_cvtph_ps(l3__bytes16(p)); }
 L3__OP __m256 l3__from_bf16_avx2(const uint8_t *p) {
@@ -1341,6 +1342,18 @@ L3__OP void l3__transpose_avx2(__m256 *a) {
     }
 }
 L3__OP float l3__sum_avx2(const __m256 *lane) { return l3__total_avx2(_mm256_add_ps(lane[0], lane[1])); }
+/* Four of them: each addition serves two or four rows. */
+L3__OP __m128 l3__totals_avx2(__m256 a, __m256 b, __m256 c, __m256 d) {
+    const __m256 ab  = _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+    const __m256 cd  = _mm256_add_ps(_mm256_permute2f128_ps(c, d, 0x20), _mm256_permute2f128_ps(c, d, 0x31));
+    const __m256 two = _mm256_add_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xee));
+    const __m256 one = _mm256_add_ps(_mm256_shuffle_ps(two, two, 0x88), _mm256_shuffle_ps(two, two, 0xdd));
+    return _mm_unpacklo_ps(_mm256_castps256_ps128(one), _mm256_extractf128_ps(one, 1));
+}
+L3__OP void l3__sums4_avx2(const __m256 *a, const __m256 *b, const __m256 *c, const __m256 *d, float *y) {
+    _mm_storeu_ps(y, l3__totals_avx2(_mm256_add_ps(a[0], a[1]), _mm256_add_ps(b[0], b[1]), _mm256_add_ps(c[0], c[1]),
+                                     _mm256_add_ps(d[0], d[1])));
+}
 #undef L3__OP
 
 #define L3__OP static inline __attribute__((always_inline, unused, target(L3__AVX512_TARGET)))
@@ -1387,8 +1400,13 @@ L3__OP void l3__transpose_avx512(__m512 *a) {
     }
     L3__EACH(j, 16) a[j] = b[j];
 }
-L3__OP float l3__sum_avx512(const __m512 *lane) {
-    return l3__total_avx2(_mm256_add_ps(_mm512_castps512_ps256(lane[0]), _mm512_extractf32x8_ps(lane[0], 1)));
+L3__OP __m256 l3__half_sum_avx512(const __m512 *lane) {
+    return _mm256_add_ps(_mm512_castps512_ps256(lane[0]), _mm512_extractf32x8_ps(lane[0], 1));
+}
+L3__OP float l3__sum_avx512(const __m512 *lane) { return l3__total_avx2(l3__half_sum_avx512(lane)); }
+L3__OP void  l3__sums4_avx512(const __m512 *a, const __m512 *b, const __m512 *c, const __m512 *d, float *y) {
+     _mm_storeu_ps(y, l3__totals_avx2(l3__half_sum_avx512(a), l3__half_sum_avx512(b), l3__half_sum_avx512(c),
+                                      l3__half_sum_avx512(d)));
 }
 #undef L3__OP
 #endif
@@ -1451,6 +1469,10 @@ L3__OP float l3__total_neon(float32x4_t s) {
 }
 L3__OP float l3__sum_neon(const float32x4_t *lane) {
     return l3__total_neon(vaddq_f32(vaddq_f32(lane[0], lane[2]), vaddq_f32(lane[1], lane[3])));
+}
+L3__OP void l3__sums4_neon(const float32x4_t *a, const float32x4_t *b, const float32x4_t *c, const float32x4_t *d,
+                           float *y) {
+    y[0] = l3__sum_neon(a), y[1] = l3__sum_neon(b), y[2] = l3__sum_neon(c), y[3] = l3__sum_neon(d);
 }
 
 L3__OP float l3__half_neon(const uint8_t *p) {
@@ -1536,8 +1558,11 @@ L3__FN void l3__gemm(const l3__fast *f, int type, const uint8_t *w, size_t row_b
     L3__ALIGN64 unsigned char panel[L3__PANEL];
     float                     edge[L3__MAX_P * 16];
     const uint32_t            blocks = (cols + 31) / 32, most = L3__PANEL / (f->panel_words * 64);
+    /* The next 16 rows come into the L2 cache meanwhile, a few lines a tile. */
+    const size_t steps = (size_t)((blocks + most - 1) / most) * ((n + f->tile - 1) / f->tile);
+    const size_t lines = (16 * row_bytes / 64 + steps) / steps;
     for (uint32_t r0 = 0; r0 < rows; r0 += 16) {
-        const uint8_t *row[16];
+        const uint8_t *row[16], *ahead = w + (r0 + 16) * row_bytes;
         l3__panel_rows(row, w + r0 * row_bytes, row_bytes, rows - r0);
         for (uint32_t b = 0; b < blocks; b += most) {
             const uint32_t deep = blocks - b < most ? blocks - b : most;
@@ -1545,6 +1570,7 @@ L3__FN void l3__gemm(const l3__fast *f, int type, const uint8_t *w, size_t row_b
             for (uint32_t p = 0; p < n; p += f->tile) {
                 const size_t at = ((size_t)p * blocks + (size_t)b * f->tile) * f->words * 4;
                 l3__corner   c  = l3__corner_at(y + p * ys + r0, ys, rows - r0, n - p, f->tile, edge);
+                for (size_t i = 0; i < lines; i++, ahead += 64) __builtin_prefetch(ahead, 0, 2);
                 if (b > 0) l3__corner_in(&c);
                 f->times(panel, x + at, deep, b == 0, c.at, c.stride);
                 l3__corner_out(&c);
@@ -4039,28 +4065,50 @@ L3__PART void L3__K(weights32)(const int type, const uint8_t *row, uint32_t firs
     }
 }
 
-/* The last n < 32 elements of a row, with zeros behind: lanes never hold -0, so adding 0 to them changes nothing. */
-L3__PART void L3__K(weights_part)(const int type, const uint8_t *row, uint32_t first, uint32_t n, L3__VF *w) {
-    float       values[32] = {0};
-    const void *p          = row + (size_t)first * 4;
-    if (type == L3_F32) {
-        for (uint32_t j = 0; j * L3__W < n; j++) w[j] = L3__K(load_part)((const float *)p + j * L3__W, n - j * L3__W);
-        return;
+/* Elements first ... first + n - 1 of a row, and zeros behind them; types without blocks. Lanes never hold -0, so adding 0 to
+ * them changes nothing. */
+L3__PART L3__VF L3__K(some)(const int type, const uint8_t *row, uint32_t first, uint32_t n) {
+    float       v[L3__W] = {0};
+    const void *p        = row + (size_t)first * 4;
+    if (type == L3_F32) return L3__K(load_part)((const float *)p, n);
+    if (n >= L3__W)
+        return type == L3_F16 ? L3__K(from_f16)(row + (size_t)first * 2) : L3__K(from_bf16)(row + (size_t)first * 2);
+    l3__unpacker(type)(row, first, n, v);
+    return L3__K(load)(v);
+}
+
+/* The last n < 32 elements of a row of Q8_0 in a KV cache, with zeros behind. */
+L3__PART void L3__K(last_q8)(const uint8_t *row, uint32_t first, uint32_t n, L3__VF *w) {
+    float values[32] = {0};
+    l3__unpack_q8_0(row, first, n, values);
+    L3__EACH(j, 2 * L3__PARTS) w[j] = L3__K(load)(values + j * L3__W);
+}
+
+/* Vector j of the 16 elements from `first` on, as far as there are any. */
+L3__PART void L3__K(add_part)(const int type, const uint8_t *const *row, const float *x, size_t xs, uint32_t first,
+                              uint32_t cols, const size_t rows, const size_t n, const uint32_t j,
+                              L3__VF (*lane)[4][L3__PARTS]) {
+    const uint32_t i = first + j * L3__W, left = cols - i;
+    if (i >= cols) return;
+    L3__EACH(r, rows) {
+        const L3__VF v = L3__K(some)(type, row[r], i, left);
+        L3__EACH(p, n)
+        lane[r][p][j] = L3__K(plus)(lane[r][p][j], L3__K(times)(v, L3__K(load_part)(x + p * xs + i, left)));
     }
-    l3__unpacker(type)(row, first, n, values);
-    for (uint32_t j = 0; j * L3__W < n; j++) w[j] = L3__K(load)(values + j * L3__W);
 }
 
 /* y[p * ys + r] = row r times x[p], for `rows` rows and `n` positions, both constants. */
 L3__PART void L3__K(dots)(const int type, const uint8_t *w, size_t row_bytes, uint32_t cols, const float *x, size_t xs,
                           const size_t rows, const size_t n, float *y, size_t ys) {
-    L3__VF   lane[4][4][L3__PARTS], v[2 * L3__PARTS];
-    uint32_t i                                                            = 0;
+    L3__VF         lane[4][4][L3__PARTS], v[2 * L3__PARTS];
+    const uint8_t *row[4];
+    uint32_t       i                                                      = 0;
     L3__EACH(r, rows) L3__EACH(p, n) L3__EACH(j, L3__PARTS) lane[r][p][j] = L3__K(all)(0.0f);
+    L3__EACH(r, rows) row[r]                                              = w + r * row_bytes;
     for (; i + 32 <= cols; i += 32) {
         if (rows == 4) L3__K(prefetch4)(type, w, i);
         L3__EACH(r, rows) {
-            L3__K(weights32)(type, w + r * row_bytes, i, v);
+            L3__K(weights32)(type, row[r], i, v);
             L3__EACH(p, n) {
                 L3__EACH(j, 2 * L3__PARTS) {
                     L3__VF *sum = &lane[r][p][j % L3__PARTS];
@@ -4069,9 +4117,9 @@ L3__PART void L3__K(dots)(const int type, const uint8_t *w, size_t row_bytes, ui
             }
         }
     }
-    if (i < cols) {
+    if (i < cols && type == L3_Q8_0) {
         L3__EACH(r, rows) {
-            L3__K(weights_part)(type, w + r * row_bytes, i, cols - i, v);
+            L3__K(last_q8)(row[r], i, cols - i, v);
             L3__EACH(p, n) {
                 for (uint32_t j = 0; j * L3__W < cols - i; j++) {
                     const L3__VF a            = L3__K(load_part)(x + p * xs + i + j * L3__W, cols - i - j * L3__W);
@@ -4079,8 +4127,18 @@ L3__PART void L3__K(dots)(const int type, const uint8_t *w, size_t row_bytes, ui
                 }
             }
         }
+        i = cols;
     }
-    L3__EACH(r, rows) { L3__EACH(p, n) y[p * ys + r] = L3__K(sum)(lane[r][p]); }
+    for (; i < cols; i += L3__LANES) { /* a vector at a time; lanes stay in registers where their index is constant */
+        L3__K(add_part)(type, row, x, xs, i, cols, rows, n, 0, lane);
+        if (L3__PARTS > 1) L3__K(add_part)(type, row, x, xs, i, cols, rows, n, 1 % L3__PARTS, lane);
+        if (L3__PARTS > 2) L3__K(add_part)(type, row, x, xs, i, cols, rows, n, 2 % L3__PARTS, lane);
+        if (L3__PARTS > 2) L3__K(add_part)(type, row, x, xs, i, cols, rows, n, 3 % L3__PARTS, lane);
+    }
+    L3__EACH(p, n) {
+        if (rows == 4) L3__K(sums4)(lane[0][p], lane[1][p], lane[2][p], lane[3][p], y + p * ys);
+        else L3__EACH(r, rows) y[p * ys + r] = L3__K(sum)(lane[r][p]);
+    }
 }
 
 L3__PART void L3__K(matmul)(const int type, const uint8_t *w, size_t row_bytes, uint32_t rows, uint32_t cols,
@@ -4247,17 +4305,29 @@ L3__PART void L3__K(weigh)(const int type, const uint8_t *rows, size_t row_bytes
         for (; i + 64 <= cols; i += 64) L3__K(weigh_blocks)(type, rows, row_bytes, w, n, out, i, 2);
     for (; i + 32 <= cols; i += 32) L3__K(weigh_blocks)(type, rows, row_bytes, w, n, out, i, 1);
     if (i == cols) return;
-    float  last[32] = {0};
-    L3__VF sum[2 * L3__PARTS], v[2 * L3__PARTS];
-    memcpy(last, out + i, (cols - i) * sizeof *last);
-    L3__EACH(j, 2 * L3__PARTS) sum[j] = L3__K(load)(last + j * L3__W);
-    for (uint32_t t = 0; t < n; t++) {
-        L3__K(weights_part)(type, rows + t * row_bytes, i, cols - i, v);
-        for (uint32_t j = 0; j * L3__W < cols - i; j++)
-            sum[j] = L3__K(plus)(sum[j], L3__K(times)(L3__K(all)(w[t]), v[j]));
+    if (type == L3_Q8_0) {
+        float last[32] = {0};
+        memcpy(last, out + i, (cols - i) * sizeof *last);
+        for (uint32_t t = 0; t < n; t++) {
+            L3__VF v[2 * L3__PARTS];
+            L3__K(last_q8)(rows + t * row_bytes, i, cols - i, v);
+            L3__EACH(j, 2 * L3__PARTS) {
+                const L3__VF sum = L3__K(plus)(L3__K(load)(last + j * L3__W), L3__K(times)(L3__K(all)(w[t]), v[j]));
+                L3__K(store)(last + j * L3__W, sum);
+            }
+        }
+        memcpy(out + i, last, (cols - i) * sizeof *last);
+        return;
     }
-    L3__EACH(j, 2 * L3__PARTS) L3__K(store)(last + j * L3__W, sum[j]);
-    memcpy(out + i, last, (cols - i) * sizeof *last);
+    for (; i < cols; i += L3__W) {
+        const uint32_t left = cols - i;
+        float          last[L3__W];
+        L3__VF         sum = L3__K(load_part)(out + i, left);
+        for (uint32_t t = 0; t < n; t++)
+            sum = L3__K(plus)(sum, L3__K(times)(L3__K(all)(w[t]), L3__K(some)(type, rows + t * row_bytes, i, left)));
+        L3__K(store)(last, sum);
+        memcpy(out + i, last, (left < L3__W ? left : L3__W) * sizeof *last);
+    }
 }
 
 L3__KERNEL void L3__K(weigh_rows)(int type, const uint8_t *rows, size_t row_bytes, const float *w, uint32_t n,
