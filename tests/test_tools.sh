@@ -14,7 +14,7 @@ trap 'rm -rf "$work"' EXIT
 # ---- usage ----
 
 usage() {
-    for tool in generate l3-eval l3-inspect l3-bench; do
+    for tool in generate l3-eval l3-inspect l3-bench l3-cache; do
         run "$build/$tool" --help
         check "$tool --help" eval 'ends 0 && silent err && says out "^usage: "'
         run "$build/$tool"
@@ -53,6 +53,11 @@ END
     check "l3-eval with two tasks" refused 2
     run "$build/l3-bench" "$model" -j 1,
     check "l3-bench -j 1," refused 2
+    for arguments in "" "--sizes 5x" "--sizes 0%" "--sizes 101%" "--policies best" "--streams 65" "--window 0"; do
+        # shellcheck disable=SC2086
+        run "$build/l3-cache" "$model" ${arguments:+--text README.md} $arguments
+        check "l3-cache $arguments" refused 2
+    done
 }
 
 # ---- generate ----
@@ -248,7 +253,7 @@ bad_files() {
     head -c 3000000 "$model" >"$work/data.gguf"
     echo "no model at all, but long enough to be one" >"$work/text.gguf"
     for file in no-such-file folder empty.gguf head.gguf keys.gguf data.gguf text.gguf; do
-        for program in "generate" "l3-eval --encode $work/lines" "l3-eval --text $work/lines" "l3-inspect" "l3-inspect --json --verify" "l3-bench -p 1 -n 1"; do
+        for program in "generate" "l3-eval --encode $work/lines" "l3-eval --text $work/lines" "l3-inspect" "l3-inspect --json --verify" "l3-bench -p 1 -n 1" "l3-cache --text $work/lines"; do
             # shellcheck disable=SC2086
             set -- $program
             tool=$1
@@ -299,6 +304,46 @@ bench() {
     check "a prompt that does not fit" refused 1
 }
 
+# What the bench reads after its prompt of one token, and what the replay says of the same tokens (BOS is one more there).
+cache_bytes() { # cache, tokens
+    "$build/l3-cache" "$model" --text README.md --sizes "$1" --policies l3 --cold "$2" --json |
+        awk -v RS=', ' '/"bytes":/ { b = $NF } /"bytes_found"/ { print b - $NF; exit }'
+}
+
+same_as_bench() { # cache
+    run "$build/l3-bench" "$model" -j 1 -p 1 -n 200 -r 1 --source read --cache "$1" --text README.md --json
+    bench=$(grep -o 'cold_row_read_bytes_per_token": [0-9.]*' "$work/out" | awk '{ printf "%.0f", 200 * $2 }')
+    [ "$bench" -gt 0 ] && [ $(($(cache_bytes "$1" 202) - $(cache_bytes "$1" 2))) -eq "$bench" ]
+}
+
+# What a policy reads with a cache of 5% in the second half of the text.
+warm() { awk -v name="$1" '$2 == name { print $(NF - 1) }' "$work/out"; }
+
+cache() {
+    for size in 3K 64K 300K; do check "l3-cache reads what a model reads, $size" same_as_bench $size; done
+    run "$build/l3-cache" "$model" --text README.md --sizes 5% --policies all
+    check "l3-cache --policies all" eval 'ends 0 && silent err && lines out 19'
+    for policy in l3 clock lru s3-fifo tinylfu lfuda gdsf lfu pin-rows pin-text furthest; do
+        check "none reads more than $policy, and that more than the bound" \
+            eval '[ $(warm none) -gt $(warm $policy) ] && [ $(warm $policy) -gt $(warm bound) ]'
+    done
+    check "knowing what comes is best" eval '[ $(warm furthest) -lt $(warm lfu) ] && [ $(warm furthest) -lt $(warm l3) ]'
+    run "$build/l3-cache" "$model" --text README.md --sizes 100M --policies all --streams 3
+    check "a cache that holds all" eval '[ "$(warm lru)" = "$(warm l3)" ] && [ "$(warm gdsf)" = "$(warm furthest)" ]'
+    run "$build/l3-cache" "$model" --text README.md --text docs/DESIGN.md --streams 8 --json
+    if command -v python3 >/dev/null; then check "l3-cache --json" is_json; else skip "no python3 to read JSON"; fi
+    check "six cases" eval '[ "$(grep -o cache_bytes "$work/out" | wc -l)" -eq 6 ]'
+    "$build/l3-alloc" --tokenizer "$model" --rows 8000 --max 99 -o "$work/alloc.gguf" README.md >/dev/null
+    run "$build/l3-cache" "$work/alloc.gguf" --tokenizer "$model" --row-bytes 500 --text README.md
+    check "l3-cache of an allocation" eval 'ends 0 && says out "in 1 layer$"'
+    run "$build/l3-cache" "$work/alloc.gguf" --text README.md --row-bytes 500
+    check "l3-cache of an allocation without a tokenizer" refused 1
+    run "$build/l3-cache" "$work/alloc.gguf" --tokenizer "$model" --text README.md
+    check "l3-cache of an allocation without --row-bytes" refused 1
+    run "$build/l3-cache" "$model" --text /dev/null
+    check "l3-cache without text" refused 1
+}
+
 examples() {
     run "$build/flash_stream"
     check "flash_stream" eval 'ends 0 && says out "^Once upon a time" && says out "^rows read"'
@@ -339,6 +384,7 @@ encode
 bad_files
 inspect
 bench
+cache
 examples
 stop
 echo "tools: $passed passed, $failed failed, $skipped skipped"
