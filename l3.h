@@ -312,13 +312,14 @@ L3_API bool l3_level_works(int level);
 
 /* How layers are run. All zero is a good choice; NULL means the same. */
 typedef struct l3_work_config {
-    l3_mode   mode;
-    l3_level  level;  /* refused (L3_ERR_ARGUMENT) where it does not work                                        */
-    uint32_t  batch;  /* positions computed at once; 0: 32, at levels above plain 128. Memory grows with it, weights
+    l3_mode  mode;
+    l3_level level;  /* refused (L3_ERR_ARGUMENT) where it does not work                                        */
+    uint32_t batch;  /* positions computed at once; 0: 32, at levels above plain 128. Memory grows with it, weights
                          are read once for all                                                                   */
-    size_t    window; /* bytes through which weights and rows without a mapping are read; 0: the larger of 64 KiB and
+    size_t   window; /* bytes through which weights and rows without a mapping are read; 0: the larger of 64 KiB and
                          the least that works. With start/wait there are two. Without effect when all is mapped */
-    size_t    cache;  /* bytes for rows of tokens read before; 0: none. Without effect when rows are mapped     */
+    size_t cache; /* bytes for rows of tokens read before; 0: none. Without effect when rows are mapped. Rows of tokens
+                         that are asked for too seldom pass through the window: all at once if it is that large */
     l3_verify verify;
     l3_jobs   jobs;
     /* Optional; called between pieces of work; anything but 0 stops the call with L3_ERR_CANCELLED. */
@@ -332,7 +333,7 @@ typedef struct l3_stats {
     uint64_t row_bytes_read;    /* bytes read for them from sources, alignment included; 0 when mapped      */
     uint64_t row_reads;         /* calls of read or start for them                                         */
     uint64_t cache_hits;        /* row blocks found in the cache                                           */
-    uint64_t cache_misfits;     /* row blocks that found no room in a cache that is too small for them     */
+    uint64_t cache_misfits;     /* row blocks that the whole cache is too small for                        */
     uint64_t weight_bytes_read; /* bytes read for everything else; 0 when mapped                           */
 } l3_stats;
 
@@ -2670,16 +2671,23 @@ L3_API void l3_source_close_file(l3_file *f) {
 
 /* >>cache --------------------------------------------------------------------------------------------------------- */
 
-/* Row blocks of tokens read before. Entries lie one after another in a ring and are evicted oldest first, but one that
- * was used since it came goes to the front once more (the CLOCK policy with moving entries): whole blocks stay
- * contiguous, nothing fragments, and bookkeeping is one header an entry and a few hash buckets. */
+/* Row blocks of tokens read before. Entries lie one after another in a ring, so whole blocks stay contiguous and nothing
+ * fragments. A block comes in at the front, and the oldest entries make room for it; but one whose token is asked for more
+ * often than the newcomer's, by two or more, moves to the front instead. Moving is paid for: reading n bytes allows
+ * L3__MOVED times n to be moved, and when that is used up the newcomer is refused and passes through the window. How often
+ * tokens are asked for is counted, a byte each, in a table by their last bits; counts are halved after L3__RECENT requests
+ * and L3__RECENT_PER_ENTRY for each entry, as more entries need a longer memory. */
+#define L3__MOVED            2
+#define L3__RECENT           4096
+#define L3__RECENT_PER_ENTRY 16
+
 typedef struct l3__entry {
     size_t   size;  /* of the entry with this header, a multiple of 8 */
     size_t   next;  /* offset + 1 of the next entry in the hash bucket */
     size_t   skip;  /* from the entry's start to the rows */
     uint32_t layer; /* UINT32_MAX: dead */
     int32_t  token;
-    uint32_t used, pinned; /* asked for again; being read or computed with, so it must stay where it is */
+    uint32_t pinned; /* being read or computed with, so it must stay where it is */
 } l3__entry;
 
 typedef struct l3__cache {
@@ -2687,8 +2695,12 @@ typedef struct l3__cache {
     size_t         size;    /* 0: no cache */
     size_t        *buckets; /* offset + 1 of the first entry; a power of two of them */
     size_t         n_buckets;
+    uint8_t       *counts; /* how often tokens were asked for lately; a power of two of them */
+    size_t         n_counts;
+    size_t         asked;           /* since they were halved */
     size_t         head, tail, end; /* next free byte; oldest entry; where the last round ended, if wrapped */
     size_t         entries;
+    size_t         movable; /* bytes that may be moved */
     bool           wrapped;
 } l3__cache;
 
@@ -2725,6 +2737,20 @@ L3__FN void l3__cache_unlink(const l3__cache *c, size_t off) {
     if (*link) *link = e->next;
 }
 
+L3__FN uint8_t *l3__cache_count(const l3__cache *c, int32_t token) {
+    return &c->counts[(uint32_t)token & (c->n_counts - 1)];
+}
+
+/* A token's rows are asked for. */
+L3__FN void l3__cache_note(l3__cache *c, int32_t token) {
+    if (c->size == 0) return;
+    uint8_t *count = l3__cache_count(c, token);
+    if (*count < UINT8_MAX) ++*count;
+    if (++c->asked < L3__RECENT + L3__RECENT_PER_ENTRY * c->entries) return;
+    c->asked = 0;
+    for (size_t i = 0; i < c->n_counts; i++) c->counts[i] = (uint8_t)(c->counts[i] >> 1);
+}
+
 /* The entry is forgotten; its bytes are free when the ring comes round. */
 L3__FN void l3__cache_kill(const l3__cache *c, l3__entry *e) {
     void *p = e;
@@ -2745,43 +2771,47 @@ L3__FN size_t l3__cache_room(l3__cache *c, size_t n) {
     return limit - c->head >= n ? c->head : SIZE_MAX;
 }
 
-/* Takes the oldest entry out, or moves it to the front if it earned that. False: it is pinned. */
-L3__FN bool l3__cache_evict(l3__cache *c) {
+/* Takes the oldest entry out, or moves it to the front if it is worth more than the token's rows. False: it stays. */
+L3__FN bool l3__cache_evict(l3__cache *c, int32_t token) {
     const size_t     from = c->tail;
     const l3__entry *e    = l3__entry_at(c, from);
     const size_t     size = e->size;
-    const bool       keep = e->used && e->layer != UINT32_MAX;
-    if (e->pinned) return false;
-    if (e->layer != UINT32_MAX) l3__cache_unlink(c, from);
+    const bool       dead = e->layer == UINT32_MAX;
+    const bool       keep = !dead && *l3__cache_count(c, e->token) > *l3__cache_count(c, token) + 1;
+    if (e->pinned || (keep && (size > c->movable || c->entries == 1))) return false;
+    if (!dead) l3__cache_unlink(c, from);
     c->tail += size;
     c->entries--;
     if (c->wrapped && c->tail == c->end) c->tail = 0, c->wrapped = false;
     if (!keep) return true;
-    const bool   last = c->entries == 0;
-    const size_t to   = l3__cache_room(c, size);
-    if (to == SIZE_MAX || last) return true;
+    const size_t to = l3__cache_room(c, size); /* what it left is enough */
     memmove(c->bytes + to, c->bytes + from, size);
+    c->movable -= size;
     c->head = to + size;
     c->entries++;
-    l3__entry_at(c, to)->used = 0;
     l3__cache_link(c, to);
     return true;
 }
 
-/* A pinned entry with room for n bytes, or NULL if it cannot be had now. */
-L3__FN l3__entry *l3__cache_add(l3__cache *c, uint32_t layer, int32_t token, uint64_t n) {
-    size_t       at;
+/* Bytes of an entry with n bytes of rows, or 0 if the cache is too small for it. */
+L3__FN size_t l3__cache_entry_size(const l3__cache *c, uint64_t n) {
     const size_t header = sizeof(l3__entry);
-    if (n > c->size || c->size - (size_t)n < header + 8) return NULL;
-    const size_t size = (header + (size_t)n + 7) & ~(size_t)7;
+    if (n > c->size || c->size - (size_t)n < header + 8) return 0;
+    return (header + (size_t)n + 7) & ~(size_t)7;
+}
+
+/* A pinned entry of `size` bytes, or NULL: what is there is worth more, or pinned. */
+L3__FN l3__entry *l3__cache_add(l3__cache *c, uint32_t layer, int32_t token, size_t size) {
+    size_t       at;
+    const size_t earned = size < c->size / L3__MOVED ? L3__MOVED * size : c->size;
+    c->movable          = c->movable < c->size - earned ? c->movable + earned : c->size;
     while ((at = l3__cache_room(c, size)) == SIZE_MAX)
-        if (!l3__cache_evict(c)) return NULL;
+        if (!l3__cache_evict(c, token)) return NULL;
     l3__entry *e = l3__entry_at(c, at);
     e->size      = size;
-    e->skip      = header;
+    e->skip      = sizeof(l3__entry);
     e->layer     = layer;
     e->token     = token;
-    e->used      = 0;
     e->pinned    = 1;
     c->head      = at + size;
     c->entries++;
@@ -2789,13 +2819,16 @@ L3__FN l3__entry *l3__cache_add(l3__cache *c, uint32_t layer, int32_t token, uin
     return e;
 }
 
-L3__FN void l3__cache_layout(l3__arena *a, l3__cache *c, size_t budget) {
+/* The index and the counts are within the budget. No more counts than tokens. */
+L3__FN void l3__cache_layout(l3__arena *a, l3__cache *c, size_t budget, uint32_t vocab) {
     memset(c, 0, sizeof *c);
     if (budget < 1024) return;
-    c->n_buckets = 1;
+    c->n_buckets = c->n_counts = 1;
     while (c->n_buckets * 1024 <= budget / 2) c->n_buckets *= 2;
-    c->size    = (budget - c->n_buckets * sizeof(size_t)) & ~(size_t)7; /* the index is within the budget */
+    while (c->n_counts < vocab && c->n_counts < 16 * c->n_buckets) c->n_counts *= 2;
+    c->size    = (budget - c->n_buckets * sizeof(size_t) - c->n_counts) & ~(size_t)7;
     c->buckets = (size_t *)l3__take(a, c->n_buckets, sizeof(size_t));
+    c->counts  = (uint8_t *)l3__take(a, c->n_counts, 1);
     c->bytes   = (unsigned char *)l3__take(a, c->size, 1);
 }
 
@@ -3181,11 +3214,10 @@ L3__FN int l3__plan(l3_work *w, uint32_t layer, l3_error *err) {
 L3__FN unsigned char *l3__chunk_place(l3_work *w, l3__chunk *c, uint64_t bytes, int slot) {
     const l3_tensor *t     = &w->layers[c->layer].rows;
     const uint32_t   align = l3__align_of(t->source);
-    if (c->row == 0)
-        c->entry =
-            l3__cache_add(&w->cache, c->layer, w->groups[c->group].token, l3__window_for(t->source, bytes) + align);
+    const size_t     size  = l3__cache_entry_size(&w->cache, l3__window_for(t->source, bytes) + align);
+    if (c->row == 0 && size) c->entry = l3__cache_add(&w->cache, c->layer, w->groups[c->group].token, size);
     if (!c->entry) {
-        if (c->row == 0 && w->config.cache) w->stats.cache_misfits++;
+        if (c->row == 0 && w->config.cache && !size) w->stats.cache_misfits++;
         const uint32_t room = l3__rows_per_window(w, t);
         if (c->rows > room) c->rows = room;
         return w->window[slot];
@@ -3213,10 +3245,10 @@ L3__FN int l3__chunk_begin(l3_work *w, l3__chunk *c, int slot, l3_error *err) {
         c->bytes = (const uint8_t *)t->data + at;
         return L3_OK;
     }
+    if (c->row == 0) l3__cache_note(&w->cache, g->token);
     if (c->row == 0 && (c->entry = l3__cache_find(&w->cache, c->layer, g->token)) != NULL) {
         void *e          = c->entry;
         c->bytes         = (const uint8_t *)e + c->entry->skip;
-        c->entry->used   = 1;
         c->entry->pinned = 1;
         w->stats.cache_hits++;
         return L3_OK;
@@ -3584,7 +3616,8 @@ L3__FN bool l3__work_layout(l3__arena *a, l3_work *w, const l3_lookup *layers, u
     for (uint32_t i = 0; i < n_layers; i++)
         if (layers[i].key_norm && row < layers[i].key_length) row = layers[i].key_length;
     for (uint32_t i = 0; i < n_layers; i++)
-        if (!layers[i].rows.data && w->cache.size == 0) l3__cache_layout(a, &w->cache, w->config.cache);
+        if (!layers[i].rows.data && w->cache.size == 0)
+            l3__cache_layout(a, &w->cache, w->config.cache, layers[i].vocab);
     w->tokens = (int32_t *)l3__take(a, w->batch, sizeof(int32_t));
     w->order  = (uint32_t *)l3__take(a, n_layers ? w->batch : 0, sizeof(uint32_t));
     w->groups = (l3__group *)l3__take(a, n_layers ? w->batch : 0, sizeof(l3__group));
@@ -3597,6 +3630,7 @@ L3__FN bool l3__work_layout(l3__arena *a, l3_work *w, const l3_lookup *layers, u
 /* After a layout with a base: what must start at zero. */
 L3__FN void l3__work_reset(l3_work *w) {
     if (w->cache.size) memset(w->cache.buckets, 0, w->cache.n_buckets * sizeof(size_t));
+    if (w->cache.size) memset(w->cache.counts, 0, w->cache.n_counts);
 }
 
 L3_API size_t l3_work_window_min(const l3_lookup *layers, uint32_t n_layers) {

@@ -546,6 +546,89 @@ static uint64_t use_cache(const lab *b, const text *t, test_rng *r, const plumbi
     return s.cache_hits * 100 / s.lookups;
 }
 
+/* A cache alone, of a layer of CACHE_VOCAB tokens. */
+static void *cache_alone(l3__cache *c, size_t budget) {
+    l3__arena size = {NULL, 0, 0, false}, arena = {NULL, 0, 0, false};
+    l3__cache_layout(&size, c, budget, CACHE_VOCAB);
+    void *block = zeroed((size_t)size.used + L3_ALIGN, 1);
+    arena.base  = (unsigned char *)block + (L3_ALIGN - (uintptr_t)block % L3_ALIGN) % L3_ALIGN;
+    l3__cache_layout(&arena, c, budget, CACHE_VOCAB);
+    return block;
+}
+
+/* Asks for n bytes of a token's; true: they were there. */
+static bool ask(l3__cache *c, int32_t token, size_t n) {
+    const size_t size = l3__cache_entry_size(c, n);
+    l3__cache_note(c, token);
+    if (l3__cache_find(c, 0, token)) return true;
+    l3__entry *e = size ? l3__cache_add(c, 0, token, size) : NULL;
+    if (e) e->pinned = 0;
+    return false;
+}
+
+/* How many of the tokens from ... from + n - 1 are found, each asked for `times` times in turns. */
+static int found(l3__cache *c, int32_t from, int32_t n, int times) {
+    int hits = 0;
+    for (int i = 0; i < times; i++)
+        for (int32_t t = 0; t < n; t++) hits += ask(c, from + t, 400);
+    return hits;
+}
+
+TEST(frequent_tokens_stay_in_the_cache) {
+    l3__cache c;
+    void     *block = cache_alone(&c, 4400); /* room for 9, and no two tokens share a count */
+    found(&c, 0, 6, 10);
+    for (int32_t t = 6; t < CACHE_VOCAB; t++) {
+        CHECK(!ask(&c, t, 400));
+        check_ring(&c);
+    }
+    CHECK_EQ(found(&c, 0, 6, 1), 6);
+    free(block);
+}
+
+/* Another text, of other tokens: in the end the cache serves that one. */
+TEST(the_cache_follows_the_text) {
+    l3__cache c;
+    void     *block = cache_alone(&c, 4400);
+    found(&c, 0, 6, 2000);
+    CHECK(found(&c, 30, 6, 100) < 500);
+    found(&c, 30, 6, 3000);
+    CHECK_EQ(found(&c, 30, 6, 100), 600);
+    free(block);
+}
+
+/* Where every token's entry is, 1 and its offset; 0: nowhere. */
+static void places(const l3__cache *c, size_t at[CACHE_VOCAB]) {
+    for (int32_t t = 0; t < CACHE_VOCAB; t++) {
+        const void *e = l3__cache_find(c, 0, t);
+        at[t]         = e ? (size_t)((const unsigned char *)e - c->bytes) + 1 : 0;
+    }
+}
+
+/* Blocks of all sizes: no more than L3__MOVED bytes are moved for one that is read, and no entry grows or overlaps. */
+TEST(moving_is_paid_for_by_reading) {
+    test_rng r = {27};
+    for (size_t budget = 2000; budget < 60000; budget = budget * 3 / 2) {
+        l3__cache c;
+        size_t    before[CACHE_VOCAB], after[CACHE_VOCAB], read = 0, moved = 0;
+        void     *block = cache_alone(&c, budget);
+        for (int i = 0; i < 3000; i++) {
+            const double  u     = test_unit(&r);
+            const int32_t token = (int32_t)(u * u * u * CACHE_VOCAB);
+            const size_t  n     = 3000 / (size_t)(token + 1) + 8;
+            places(&c, before);
+            if (!ask(&c, token, n)) read += l3__cache_entry_size(&c, n);
+            places(&c, after);
+            for (int32_t t = 0; t < CACHE_VOCAB; t++)
+                if (before[t] && after[t] && before[t] != after[t]) moved += l3__entry_at(&c, after[t] - 1)->size;
+            CHECK(moved <= L3__MOVED * read);
+            check_ring(&c);
+        }
+        CHECK(moved > 0 || budget > 20000); /* that holds all */
+        free(block);
+    }
+}
+
 TEST(cache_changes_nothing) {
     static const size_t budgets[] = {0, 1023, 1024, 2000, 4000, 8000, 16000, 40000, 1000000};
     test_rng            r         = {23};
@@ -664,6 +747,9 @@ int main(void) {
     RUN(layers_in_any_order);
     RUN(rows_are_read_once_a_batch);
     RUN(rows_are_hinted_when_known);
+    RUN(frequent_tokens_stay_in_the_cache);
+    RUN(the_cache_follows_the_text);
+    RUN(moving_is_paid_for_by_reading);
     RUN(cache_changes_nothing);
     RUN(a_cache_that_holds_all_reads_all_once);
     RUN(memory_source);

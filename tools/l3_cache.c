@@ -337,13 +337,11 @@ static outcome pinned(cache *c, uint32_t block, size_t now) {
 static outcome library(cache *c, uint32_t block, size_t now) {
     const uint32_t layer = block / c->r->vocab;
     const int32_t  token = (int32_t)(block % c->r->vocab);
-    l3__entry     *e     = l3__cache_find(&c->library, layer, token);
+    const size_t   size = l3__cache_entry_size(&c->library, c->r->bytes[block] + 1); /* 1: a source without alignment */
     (void)now;
-    if (e) {
-        e->used = 1;
-        return FOUND;
-    }
-    e = l3__cache_add(&c->library, layer, token, c->r->bytes[block] + 1); /* 1: what a source without alignment needs */
+    l3__cache_note(&c->library, token);
+    if (l3__cache_find(&c->library, layer, token)) return FOUND;
+    l3__entry *e = size ? l3__cache_add(&c->library, layer, token, size) : NULL;
     if (!e) return MISSED;
     e->pinned = 0;
     return PLACED;
@@ -351,10 +349,10 @@ static outcome library(cache *c, uint32_t block, size_t now) {
 
 static void start_library(cache *c) {
     l3__arena counting = {NULL, 0, 0, false}, placing = {NULL, 0, 0, false};
-    l3__cache_layout(&counting, &c->library, (size_t)c->size);
+    l3__cache_layout(&counting, &c->library, (size_t)c->size, c->r->vocab);
     placing.base = (unsigned char *)(c->memory = cli_aligned((size_t)counting.used, "the cache"));
     memset(c->memory, 0, (size_t)counting.used);
-    l3__cache_layout(&placing, &c->library, (size_t)c->size);
+    l3__cache_layout(&placing, &c->library, (size_t)c->size, c->r->vocab);
 }
 
 static const uint64_t *pin_key;
