@@ -1503,11 +1503,24 @@ L3__OP float32x4_t l3__block_neon(const int type, const uint8_t *w, const int8_t
 }
 #undef L3__OP
 
+/* What level DOTPROD is compiled for; undefined where the compiler has no such thing. gcc inlines nothing that has features
+ * its caller lacks, so whatever the compiler was told to use must be included; clang before 16 (Apple's counts differently)
+ * only knows instructions that the whole file may use. */
 #if defined(__clang__)
+#if defined(__ARM_FEATURE_DOTPROD) || (__clang_major__ >= 16 && !defined(__apple_build_version__))
 #define L3__DOTPROD_TARGET "dotprod"
-#else
-#define L3__DOTPROD_TARGET "arch=armv8.2-a+dotprod"
 #endif
+#elif __GNUC__ >= 8
+#if defined(__ARM_FEATURE_DOTPROD) || defined(__ARM_FEATURE_FP16_SCALAR_ARITHMETIC) || defined(__ARM_FEATURE_SVE) || \
+    defined(__ARM_FEATURE_COMPLEX) /* ARMv8.2 or later */
+#define L3__ARM_AND "+"
+#else
+#define L3__ARM_AND "arch=armv8.2-a+crypto+"
+#endif
+#define L3__DOTPROD_TARGET L3__ARM_AND "dotprod"
+#endif
+
+#if defined(L3__DOTPROD_TARGET)
 #define L3__OP static inline __attribute__((always_inline, unused, target(L3__DOTPROD_TARGET)))
 typedef float32x4_t l3__v_dotprod;
 L3__OP float32x4_t  l3__all_dotprod(float a) { return vdupq_n_f32(a); }
@@ -1521,6 +1534,7 @@ L3__OP float32x4_t  l3__block_dotprod(const int type, const uint8_t *w, const in
      return vcvtq_f32_s32(vdotq_s32(vdotq_s32(vdupq_n_s32(0), a, vld1q_s8(x)), b, vld1q_s8(x + 16)));
 }
 #undef L3__OP
+#endif
 #endif
 
 /* >>levels -------------------------------------------------------------------------------------------------------- */
@@ -2156,28 +2170,35 @@ static const l3__fast l3__gemm_int16_avx2 = {
 #undef L3__TARGET
 #undef L3__TABLES
 #else
-#define L3__ISA neon
-#define L3__W   4
-#define L3__P   6
-#define L3__TABLES                                                                                                  \
-    static const l3__kernels l3__neon_kernels    = {L3_LEVEL_NEON,                                                  \
-                                                    128,                                                            \
-                                                    L3__FLOAT_KERNELS,                                              \
-                                                    {NULL, NULL, NULL, &l3__int8_by_neon, &l3__int8_by_neon, NULL}, \
-                                                    {&l3__fast_f32_neon, &l3__fast_f32_neon, &l3__fast_f32_neon,    \
-                                                     &l3__fast_f32_neon, &l3__fast_f32_neon, &l3__fast_f32_neon}};  \
-    static const l3__kernels l3__dotprod_kernels = {                                                                \
-        L3_LEVEL_DOTPROD,                                                                                           \
-        128,                                                                                                        \
-        L3__FLOAT_KERNELS,                                                                                          \
-        {NULL, NULL, NULL, &l3__int8_by_dotprod, &l3__int8_by_dotprod, NULL},                                       \
-        {&l3__fast_f32_neon, &l3__fast_f32_neon, &l3__fast_f32_neon, &l3__fast_f32_neon, &l3__fast_f32_neon,        \
-         &l3__fast_f32_neon}};
+#if defined(L3__DOTPROD_TARGET)
 #define L3__INT8        dotprod
 #define L3__INT8_TARGET target(L3__DOTPROD_TARGET)
 #include "l3.h"
 #undef L3__INT8
 #undef L3__INT8_TARGET
+#define L3__DOTPROD_TABLE                                                                                    \
+    static const l3__kernels l3__dotprod_kernels = {                                                         \
+        L3_LEVEL_DOTPROD,                                                                                    \
+        128,                                                                                                 \
+        L3__FLOAT_KERNELS,                                                                                   \
+        {NULL, NULL, NULL, &l3__int8_by_dotprod, &l3__int8_by_dotprod, NULL},                                \
+        {&l3__fast_f32_neon, &l3__fast_f32_neon, &l3__fast_f32_neon, &l3__fast_f32_neon, &l3__fast_f32_neon, \
+         &l3__fast_f32_neon}};
+#else
+#define L3__DOTPROD_TABLE
+#endif
+
+#define L3__ISA neon
+#define L3__W   4
+#define L3__P   6
+#define L3__TABLES                                                                                               \
+    static const l3__kernels l3__neon_kernels = {L3_LEVEL_NEON,                                                  \
+                                                 128,                                                            \
+                                                 L3__FLOAT_KERNELS,                                              \
+                                                 {NULL, NULL, NULL, &l3__int8_by_neon, &l3__int8_by_neon, NULL}, \
+                                                 {&l3__fast_f32_neon, &l3__fast_f32_neon, &l3__fast_f32_neon,    \
+                                                  &l3__fast_f32_neon, &l3__fast_f32_neon, &l3__fast_f32_neon}};  \
+    L3__DOTPROD_TABLE
 #define L3__INT8 neon
 #define L3__INT8_TARGET
 #include "l3.h"
@@ -2190,6 +2211,7 @@ static const l3__fast l3__gemm_int16_avx2 = {
 #undef L3__W
 #undef L3__P
 #undef L3__TABLES
+#undef L3__DOTPROD_TABLE
 #endif
 #endif /* L3__VECTORS */
 
@@ -2206,6 +2228,18 @@ L3_API const char *l3_level_name(int level) {
     }
 }
 
+#if defined(L3__NEON)
+L3__FN bool l3__has_dotprod(void) {
+#if defined(__ARM_FEATURE_DOTPROD)
+    return true;
+#elif defined(__linux__) && !defined(L3_NO_STDIO)
+    return (getauxval(AT_HWCAP) & (1ul << 20)) != 0; /* HWCAP_ASIMDDP */
+#else
+    return false;
+#endif
+}
+#endif
+
 /* The kernels of a level, or NULL where it does not work. */
 L3__FN const l3__kernels *l3__kernels_of(int level) {
     if (level == L3_LEVEL_PLAIN) return &l3__plain_kernels;
@@ -2218,15 +2252,10 @@ L3__FN const l3__kernels *l3__kernels_of(int level) {
     if (level == L3_LEVEL_AVX512 && avx512) return &l3__avx512_kernels;
     if (level == L3_LEVEL_BF16 && avx512 && __builtin_cpu_supports("avx512bf16")) return &l3__bf16_kernels;
 #elif defined(L3__NEON)
-#if defined(__ARM_FEATURE_DOTPROD)
-    const bool dotprod = true;
-#elif defined(__linux__) && !defined(L3_NO_STDIO)
-    const bool dotprod = (getauxval(AT_HWCAP) & (1ul << 20)) != 0; /* HWCAP_ASIMDDP */
-#else
-    const bool dotprod = false;
-#endif
     if (level == L3_LEVEL_NEON) return &l3__neon_kernels;
-    if (level == L3_LEVEL_DOTPROD && dotprod) return &l3__dotprod_kernels;
+#if defined(L3__DOTPROD_TARGET)
+    if (level == L3_LEVEL_DOTPROD && l3__has_dotprod()) return &l3__dotprod_kernels;
+#endif
 #endif
     return NULL;
 }
