@@ -296,13 +296,14 @@ typedef enum l3_mode {
 
 /* Instruction sets that there are kernels for. */
 typedef enum l3_level {
-    L3_LEVEL_BEST,   /* what the environment variable L3_LEVEL names, else the best that this machine has */
-    L3_LEVEL_PLAIN,  /* plain C                                                                           */
-    L3_LEVEL_AVX2,   /* x86-64: AVX2, FMA, F16C                                                           */
-    L3_LEVEL_AVX512, /* and AVX-512 F, BW, DQ, VL, VNNI                                                   */
-    L3_LEVEL_BF16,   /* and AVX-512 BF16                                                                  */
-    L3_LEVEL_NEON,   /* AArch64: every one                                                                */
-    L3_LEVEL_DOTPROD /* and the int8 dot product of ARMv8.2 and later                                     */
+    L3_LEVEL_BEST,    /* what the environment variable L3_LEVEL names, else the best that this machine has */
+    L3_LEVEL_PLAIN,   /* plain C                                                                           */
+    L3_LEVEL_AVX2,    /* x86-64: AVX2, FMA, F16C                                                           */
+    L3_LEVEL_AVX512,  /* and AVX-512 F, BW, DQ, VL, VNNI                                                   */
+    L3_LEVEL_BF16,    /* and AVX-512 BF16                                                                  */
+    L3_LEVEL_NEON,    /* AArch64: every one                                                                */
+    L3_LEVEL_DOTPROD, /* and the int8 dot product of ARMv8.2 and later                                     */
+    L3_LEVEL_I8MM     /* and matrix products of int8 and bf16, ARMv8.6 and later                        */
 } l3_level;
 
 /* "plain", "avx2" ...; NULL for a number that is no level. */
@@ -1034,8 +1035,11 @@ L3__INLINE float l3__lanes_sum(const float *lane) {
     return (s[0] + s[2]) + (s[1] + s[3]);
 }
 
-/* gcc keeps lanes in registers only where it sees through the loops over them: twice the speed at -O2. */
-#if defined(__GNUC__) && !defined(__clang__)
+/* Lanes stay in registers only where the compiler sees through the loops over them: with gcc twice the speed at -O2. */
+#if defined(__clang__) && defined(__aarch64__)
+#define L3__PRAGMA(text) _Pragma(#text)
+#define L3__UNROLL       L3__PRAGMA(clang loop unroll(full))
+#elif defined(__GNUC__) && !defined(__clang__)
 #define L3__PRAGMA(text) _Pragma(#text)
 #define L3__UNROLL       L3__PRAGMA(GCC unroll 16)
 #else
@@ -1480,16 +1484,18 @@ L3__OP float l3__half_neon(const uint8_t *p) {
     return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(l3__le16(p)))), 0);
 }
 
-/* The 32 signed bytes of a block of weights. */
-L3__OP void l3__weights_neon(const int type, const uint8_t *w, int8x16_t *low, int8x16_t *high) {
+/* The 32 bytes of a block of weights, those of Q4_0 8 above their value. */
+L3__OP void l3__nibbles_neon(const int type, const uint8_t *w, int8x16_t *low, int8x16_t *high) {
     const uint8x16_t q = vld1q_u8(w + 2);
-    if (type == L3_Q8_0) {
-        *low  = vreinterpretq_s8_u8(q);
-        *high = vreinterpretq_s8_u8(vld1q_u8(w + 18));
-        return;
-    }
-    *low  = vsubq_s8(vreinterpretq_s8_u8(vandq_u8(q, vdupq_n_u8(15))), vdupq_n_s8(8));
-    *high = vsubq_s8(vreinterpretq_s8_u8(vshrq_n_u8(q, 4)), vdupq_n_s8(8));
+    *low               = vreinterpretq_s8_u8(type == L3_Q8_0 ? q : vandq_u8(q, vdupq_n_u8(15)));
+    *high              = vreinterpretq_s8_u8(type == L3_Q8_0 ? vld1q_u8(w + 18) : vshrq_n_u8(q, 4));
+}
+/* Their values. */
+L3__OP void l3__weights_neon(const int type, const uint8_t *w, int8x16_t *low, int8x16_t *high) {
+    const int8x16_t offset = vdupq_n_s8(type == L3_Q8_0 ? 0 : 8);
+    l3__nibbles_neon(type, w, low, high);
+    *low  = vsubq_s8(*low, offset);
+    *high = vsubq_s8(*high, offset);
 }
 /* A block's product in 4 partial sums: two products of bytes fit 16 bits, 128 * 127 * 2. */
 L3__OP float32x4_t l3__block_neon(const int type, const uint8_t *w, const int8_t *x, int32_t bias) {
@@ -1503,12 +1509,16 @@ L3__OP float32x4_t l3__block_neon(const int type, const uint8_t *w, const int8_t
 }
 #undef L3__OP
 
-/* What level DOTPROD is compiled for; undefined where the compiler has no such thing. gcc inlines nothing that has features
+/* What levels DOTPROD and I8MM are compiled for; undefined where the compiler has no such thing. gcc inlines nothing that has features
  * its caller lacks, so whatever the compiler was told to use must be included; clang before 16 (Apple's counts differently)
  * only knows instructions that the whole file may use. */
 #if defined(__clang__)
 #if defined(__ARM_FEATURE_DOTPROD) || (__clang_major__ >= 16 && !defined(__apple_build_version__))
 #define L3__DOTPROD_TARGET "dotprod"
+#endif
+#if defined(L3__DOTPROD_TARGET) && \
+    (__clang_major__ >= 16 || (defined(__ARM_FEATURE_MATMUL_INT8) && defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)))
+#define L3__I8MM_TARGET "dotprod,i8mm,bf16"
 #endif
 #elif __GNUC__ >= 8
 #if defined(__ARM_FEATURE_DOTPROD) || defined(__ARM_FEATURE_FP16_SCALAR_ARITHMETIC) || defined(__ARM_FEATURE_SVE) || \
@@ -1518,6 +1528,9 @@ L3__OP float32x4_t l3__block_neon(const int type, const uint8_t *w, const int8_t
 #define L3__ARM_AND "arch=armv8.2-a+crypto+"
 #endif
 #define L3__DOTPROD_TARGET L3__ARM_AND "dotprod"
+#if __GNUC__ >= 10
+#define L3__I8MM_TARGET L3__ARM_AND "dotprod+i8mm+bf16"
+#endif
 #endif
 
 #if defined(L3__DOTPROD_TARGET)
@@ -1527,11 +1540,12 @@ L3__OP float32x4_t  l3__all_dotprod(float a) { return vdupq_n_f32(a); }
 L3__OP float32x4_t  l3__fma_dotprod(float32x4_t a, float32x4_t b, float32x4_t c) { return vfmaq_f32(c, a, b); }
 L3__OP float        l3__half_dotprod(const uint8_t *p) { return l3__half_neon(p); }
 L3__OP float        l3__total_dotprod(float32x4_t s) { return l3__total_neon(s); }
-L3__OP float32x4_t  l3__block_dotprod(const int type, const uint8_t *w, const int8_t *x, int32_t bias) {
-     int8x16_t a, b;
-     (void)bias;
-     l3__weights_neon(type, w, &a, &b);
-     return vcvtq_f32_s32(vdotq_s32(vdotq_s32(vdupq_n_s32(0), a, vld1q_s8(x)), b, vld1q_s8(x + 16)));
+/* The bias, which is for 8 partial sums, takes back by how much nibbles are above their value. */
+L3__OP float32x4_t l3__block_dotprod(const int type, const uint8_t *w, const int8_t *x, int32_t bias) {
+    int8x16_t       a, b;
+    const int32x4_t from = type == L3_Q8_0 ? vdupq_n_s32(0) : vshlq_n_s32(vdupq_n_s32(bias), 1);
+    l3__nibbles_neon(type, w, &a, &b);
+    return vcvtq_f32_s32(vdotq_s32(vdotq_s32(from, a, vld1q_s8(x)), b, vld1q_s8(x + 16)));
 }
 #undef L3__OP
 #endif
@@ -2117,6 +2131,262 @@ static const l3__fast l3__gemm_int16_avx2 = {
 
 #endif /* L3__X86 */
 
+#if defined(L3__NEON)
+#define L3__P_NEON 6
+
+/* ---- AArch64, int8 and bf16 for many positions: panels of 16 rows, tiles of 6 positions. A vector is what one instruction
+ * multiplies: 4 cells of 4 bytes (vdotq_laneq) or 2 of 8 (vmmlaq, vbfmmlaq), each a part of another row or position. ---- */
+
+L3__BASE_OP int8x16_t l3__bytes_neon(const float *p) { return vreinterpretq_s8_f32(vld1q_f32(p)); }
+
+/* A block of a tile: cells (32 / cell, 6), scales (6,). */
+L3__BASE_OP void l3__pack_cells(const size_t cell, const float *x, size_t xs, uint32_t n, uint32_t cols,
+                                unsigned char *dst) {
+    for (uint32_t p0 = 0; p0 < n; p0 += L3__P_NEON)
+        for (uint32_t b = 0; b < cols / 32; b++, dst += 9 * L3__P_NEON * 4) {
+            if (n - p0 < L3__P_NEON) memset(dst, 0, 9 * L3__P_NEON * 4);
+            for (uint32_t p = 0; p < L3__P_NEON && p0 + p < n; p++) {
+                int8_t q[32];
+                float  scale;
+                (void)l3__quantize32(x + (p0 + p) * xs + b * 32, q, &scale);
+                L3__EACH(i, 32 / cell) memcpy(dst + (i * L3__P_NEON + p) * cell, q + i * cell, cell);
+                memcpy(dst + (8 * L3__P_NEON + p) * 4, &scale, 4);
+            }
+        }
+}
+
+/* First all blocks of 8 rows, then those of the other 8. A block: sets of 16 / cell rows, in each of which the vectors with
+ * the rows' first cells, second ones and so on; then scales (8,). */
+L3__BASE_OP void l3__panel_cells(const int type, const size_t cell, const uint8_t *const *rows, uint32_t first,
+                                 uint32_t end, void *to) {
+    const size_t block = type == L3_Q8_0 ? 34 : 18;
+    float       *panel = (float *)to;
+    for (uint32_t g = 0; g < 16; g += 8)
+        for (uint32_t b = first; b < end; b++, panel += 72) {
+            float32x4_t v[2][8];
+            L3__EACH(r, 8) {
+                const uint8_t *row = rows[g + r] + b * block;
+                int8x16_t      low, high;
+                l3__weights_neon(type, row, &low, &high);
+                v[0][r]       = vreinterpretq_f32_s8(low);
+                v[1][r]       = vreinterpretq_f32_s8(high);
+                panel[64 + r] = l3__half_neon(row);
+            }
+            if (cell == 4) {
+                L3__EACH(i, 4) { /* rows 0 ... 3, their first halves; then the second ones; then rows 4 ... 7 */
+                    const float32x4_t  *a   = &v[i % 2][i / 2 * 4];
+                    const float32x4x4_t all = {{a[0], a[1], a[2], a[3]}};
+                    vst4q_f32(panel + i * 16, all);
+                }
+            } else {
+                L3__EACH(i, 8) {
+                    const float64x2_t a = vreinterpretq_f64_f32(v[i % 2][i / 2 * 2]);
+                    const float64x2_t c = vreinterpretq_f64_f32(v[i % 2][i / 2 * 2 + 1]);
+                    vst1q_f32(panel + i * 8, vreinterpretq_f32_f64(vzip1q_f64(a, c)));
+                    vst1q_f32(panel + i * 8 + 4, vreinterpretq_f32_f64(vzip2q_f64(a, c)));
+                }
+            }
+        }
+}
+
+#if defined(L3__DOTPROD_TARGET)
+L3__BASE void l3__pack_fours(int type, const float *x, size_t xs, uint32_t n, uint32_t cols, unsigned char *dst) {
+    (void)type;
+    l3__pack_cells(4, x, xs, n, cols, dst);
+}
+L3__BASE void l3__panel_fours(int type, const uint8_t *const *rows, uint32_t first, uint32_t end, uint32_t cols,
+                              void *panel) {
+    (void)cols;
+    if (type == L3_Q8_0) l3__panel_cells(L3_Q8_0, 4, rows, first, end, panel);
+    else l3__panel_cells(L3_Q4_0, 4, rows, first, end, panel);
+}
+
+#define L3__OP static inline __attribute__((always_inline, unused, target(L3__DOTPROD_TARGET)))
+/* s[i] += cell i of w times cell `lane` of a. */
+L3__OP int32x4_t l3__dot_lane(int32x4_t s, int8x16_t w, int8x16_t a, const size_t lane) {
+    switch (lane) {
+    case 0: return vdotq_laneq_s32(s, w, a, 0);
+    case 1: return vdotq_laneq_s32(s, w, a, 1);
+    case 2: return vdotq_laneq_s32(s, w, a, 2);
+    default: return vdotq_laneq_s32(s, w, a, 3);
+    }
+}
+#undef L3__OP
+
+#define L3__DOTPROD static __attribute__((unused, target(L3__DOTPROD_TARGET)))
+L3__DOTPROD void l3__times_dotprod(const void *panel, const void *x, uint32_t blocks, bool first, float *c, size_t cs) {
+    const float *w = (const float *)panel;
+    for (size_t g = 0; g < 16; g += 8) {
+        const float *a = (const float *)x;
+        float32x4_t  sum[L3__P_NEON][2];
+        L3__EACH(p, L3__P_NEON) {
+            L3__EACH(j, 2) sum[p][j] = first ? vdupq_n_f32(0) : vld1q_f32(c + p * cs + g + 4 * j);
+        }
+        for (uint32_t b = 0; b < blocks; b++, w += 72, a += 9 * L3__P_NEON) {
+            int32x4_t s[L3__P_NEON][2];
+            L3__EACH(p, L3__P_NEON) s[p][0] = s[p][1] = vdupq_n_s32(0);
+            for (size_t i = 0; i < 8; i += 2) { /* two cells each of 6 positions are three vectors */
+                int8x16_t v[3];
+                L3__EACH(k, 3) v[k] = l3__bytes_neon(a + i * L3__P_NEON + k * 4);
+                L3__EACH(k, 4) {
+                    const int8x16_t q = l3__bytes_neon(w + k % 2 * 32 + (i + k / 2) * 4);
+                    L3__EACH(p, L3__P_NEON) {
+                        const size_t at = k / 2 * L3__P_NEON + p;
+                        s[p][k % 2]     = l3__dot_lane(s[p][k % 2], q, v[at / 4], at % 4);
+                    }
+                }
+            }
+            L3__EACH(p, L3__P_NEON) {
+                L3__EACH(j, 2) {
+                    const float32x4_t m = vmulq_n_f32(vld1q_f32(w + 64 + 4 * j), a[8 * L3__P_NEON + p]);
+                    sum[p][j]           = vfmaq_f32(sum[p][j], vcvtq_f32_s32(s[p][j]), m);
+                }
+            }
+        }
+        L3__EACH(p, L3__P_NEON) { L3__EACH(j, 2) vst1q_f32(c + p * cs + g + 4 * j, sum[p][j]); }
+    }
+}
+#undef L3__DOTPROD
+static const l3__fast l3__gemm_dotprod = {l3__pack_fours, NULL, l3__panel_fours, l3__times_dotprod, L3__P_NEON, 9, 9};
+#endif
+
+#if defined(L3__I8MM_TARGET)
+L3__BASE void l3__pack_eights(int type, const float *x, size_t xs, uint32_t n, uint32_t cols, unsigned char *dst) {
+    (void)type;
+    l3__pack_cells(8, x, xs, n, cols, dst);
+}
+L3__BASE void l3__panel_eights(int type, const uint8_t *const *rows, uint32_t first, uint32_t end, uint32_t cols,
+                               void *panel) {
+    (void)cols;
+    if (type == L3_Q8_0) l3__panel_cells(L3_Q8_0, 8, rows, first, end, panel);
+    else l3__panel_cells(L3_Q4_0, 8, rows, first, end, panel);
+}
+
+/* Sums of 8 rows: a vector has those of 2 rows and 2 positions, (row 0, position 0), (0, 1), (1, 0), (1, 1). */
+L3__BASE_OP void l3__pairs_in(const float *c, size_t cs, bool zero, float32x4_t (*sum)[4]) {
+    L3__EACH(i, L3__P_NEON) {
+        const float      *at = c + i / 2 * 2 * cs + i % 2 * 4;
+        const float32x4_t a = zero ? vdupq_n_f32(0) : vld1q_f32(at), b = zero ? a : vld1q_f32(at + cs);
+        sum[i / 2][i % 2 * 2]     = vzip1q_f32(a, b);
+        sum[i / 2][i % 2 * 2 + 1] = vzip2q_f32(a, b);
+    }
+}
+L3__BASE_OP void l3__pairs_out(float *c, size_t cs, float32x4_t (*sum)[4]) {
+    L3__EACH(i, L3__P_NEON) {
+        float            *at = c + i / 2 * 2 * cs + i % 2 * 4;
+        const float32x4_t a = sum[i / 2][i % 2 * 2], b = sum[i / 2][i % 2 * 2 + 1];
+        vst1q_f32(at, vuzp1q_f32(a, b));
+        vst1q_f32(at + cs, vuzp2q_f32(a, b));
+    }
+}
+
+#define L3__I8MM static __attribute__((unused, target(L3__I8MM_TARGET)))
+
+L3__I8MM void l3__times_i8mm(const void *panel, const void *x, uint32_t blocks, bool first, float *c, size_t cs) {
+    const float *w = (const float *)panel;
+    for (size_t g = 0; g < 16; g += 8) {
+        const float *a = (const float *)x;
+        float32x4_t  sum[3][4];
+        l3__pairs_in(c + g, cs, first, sum);
+        for (uint32_t b = 0; b < blocks; b++, w += 72, a += 9 * L3__P_NEON) {
+            int32x4_t s[3][4];
+            L3__EACH(p, 3) { L3__EACH(r, 4) s[p][r] = vdupq_n_s32(0); }
+            for (size_t i = 0; i < 4; i++) {
+                int8x16_t v[3];
+                L3__EACH(p, 3) v[p] = l3__bytes_neon(a + (i * 3 + p) * 4);
+                L3__EACH(r, 4) {
+                    const int8x16_t q      = l3__bytes_neon(w + (r * 4 + i) * 4);
+                    L3__EACH(p, 3) s[p][r] = vmmlaq_s32(s[p][r], q, v[p]);
+                }
+            }
+            L3__EACH(p, 3) {
+                const float32x2_t two  = vld1_f32(a + 8 * L3__P_NEON + 2 * p);
+                const float32x4_t pair = vcombine_f32(two, two);
+                L3__EACH(r, 4) {
+                    const float32x4_t d = vld1q_f32(w + 64 + r / 2 * 4);
+                    const float32x4_t m = vmulq_f32(r % 2 ? vzip2q_f32(d, d) : vzip1q_f32(d, d), pair);
+                    sum[p][r]           = vfmaq_f32(sum[p][r], vcvtq_f32_s32(s[p][r]), m);
+                }
+            }
+        }
+        l3__pairs_out(c + g, cs, sum);
+    }
+}
+static const l3__fast l3__gemm_i8mm = {l3__pack_eights, NULL, l3__panel_eights, l3__times_i8mm, L3__P_NEON, 9, 9};
+
+/* The same in bf16, cells being 4 elements. */
+
+/* The first n elements of 32 floats, rounded to nearest even; zeros behind. */
+L3__I8MM inline void l3__round_bf16(const float *x, uint32_t n, bfloat16x8_t *v) {
+    float all[32] = {0};
+    if (n < 32) x = (const float *)memcpy(all, x, n * sizeof *x);
+    L3__EACH(j, 4) v[j] = vcvtq_high_bf16_f32(vcvtq_low_bf16_f32(vld1q_f32(x + 8 * j)), vld1q_f32(x + 8 * j + 4));
+}
+
+L3__I8MM void l3__pack_bfmmla(int type, const float *x, size_t xs, uint32_t n, uint32_t cols, unsigned char *dst) {
+    (void)type;
+    for (uint32_t p0 = 0; p0 < n; p0 += L3__P_NEON)
+        for (uint32_t k = 0; k < cols; k += 32, dst += 64 * L3__P_NEON) {
+            if (n - p0 < L3__P_NEON) memset(dst, 0, 64 * L3__P_NEON);
+            for (uint32_t p = 0; p < L3__P_NEON && p0 + p < n; p++) {
+                bfloat16x8_t v[4];
+                l3__round_bf16(x + (p0 + p) * xs + k, cols - k < 32 ? cols - k : 32, v);
+                L3__EACH(i, 8) memcpy(dst + (i * L3__P_NEON + p) * 8, (const unsigned char *)v + i * 8, 8);
+            }
+        }
+}
+
+L3__I8MM void l3__panel_bfmmla(int type, const uint8_t *const *rows, uint32_t first, uint32_t end, uint32_t cols,
+                               void *to) {
+    float *panel = (float *)to;
+    for (uint32_t k = first * 32; k < end * 32; k += 32)
+        for (uint32_t r = 0; r < 16; r += 2, panel += 32) {
+            bfloat16x8_t v[2][4];
+            L3__EACH(i, 2) {
+                const uint8_t *row = rows[r + i];
+                if (type == L3_BF16 && cols - k >= 32) {
+                    L3__EACH(j, 4) v[i][j] = vreinterpretq_bf16_u8(vld1q_u8(row + k * 2 + 16 * j));
+                } else {
+                    const uint32_t n = cols - k < 32 ? cols - k : 32;
+                    float          x[32];
+                    if (type == L3_F16 && n == 32)
+                        L3__EACH(j, 8) vst1q_f32(x + 4 * j, l3__from_f16_neon(row + k * 2 + 8 * j));
+                    else l3__unpacker(type)(row, k, n, x);
+                    l3__round_bf16(x, n, v[i]);
+                }
+            }
+            L3__EACH(j, 4) {
+                const float64x2_t a = vreinterpretq_f64_bf16(v[0][j]), c = vreinterpretq_f64_bf16(v[1][j]);
+                vst1q_f32(panel + j * 8, vreinterpretq_f32_f64(vzip1q_f64(a, c)));
+                vst1q_f32(panel + j * 8 + 4, vreinterpretq_f32_f64(vzip2q_f64(a, c)));
+            }
+        }
+}
+
+L3__I8MM inline bfloat16x8_t l3__load_bf16(const float *p) { return vreinterpretq_bf16_f32(vld1q_f32(p)); }
+
+L3__I8MM void l3__times_bfmmla(const void *panel, const void *x, uint32_t blocks, bool first, float *c, size_t cs) {
+    for (size_t g = 0; g < 16; g += 8) {
+        const float *w = (const float *)panel + g * 16, *a = (const float *)x;
+        float32x4_t  sum[3][4];
+        l3__pairs_in(c + g, cs, first, sum);
+        for (uint32_t b = 0; b < blocks; b++, w += 256)
+            for (size_t i = 0; i < 8; i++, a += 2 * L3__P_NEON) {
+                bfloat16x8_t v[3];
+                L3__EACH(p, 3) v[p] = l3__load_bf16(a + 4 * p);
+                L3__EACH(r, 4) {
+                    const bfloat16x8_t q     = l3__load_bf16(w + r * 32 + i * 4);
+                    L3__EACH(p, 3) sum[p][r] = vbfmmlaq_f32(sum[p][r], q, v[p]);
+                }
+            }
+        l3__pairs_out(c + g, cs, sum);
+    }
+}
+static const l3__fast l3__gemm_bfmmla = {l3__pack_bfmmla, NULL, l3__panel_bfmmla, l3__times_bfmmla, L3__P_NEON, 16, 16};
+#undef L3__I8MM
+#endif
+#endif /* L3__NEON */
+
 /* ---- the levels ---- */
 
 #if defined(L3__X86)
@@ -2176,21 +2446,32 @@ static const l3__fast l3__gemm_int16_avx2 = {
 #include "l3.h"
 #undef L3__INT8
 #undef L3__INT8_TARGET
-#define L3__DOTPROD_TABLE                                                                                    \
-    static const l3__kernels l3__dotprod_kernels = {                                                         \
-        L3_LEVEL_DOTPROD,                                                                                    \
-        128,                                                                                                 \
-        L3__FLOAT_KERNELS,                                                                                   \
-        {NULL, NULL, NULL, &l3__int8_by_dotprod, &l3__int8_by_dotprod, NULL},                                \
-        {&l3__fast_f32_neon, &l3__fast_f32_neon, &l3__fast_f32_neon, &l3__fast_f32_neon, &l3__fast_f32_neon, \
+#define L3__DOTPROD_TABLE                                                                                  \
+    static const l3__kernels l3__dotprod_kernels = {                                                       \
+        L3_LEVEL_DOTPROD,                                                                                  \
+        128,                                                                                               \
+        L3__FLOAT_KERNELS,                                                                                 \
+        {NULL, NULL, NULL, &l3__int8_by_dotprod, &l3__int8_by_dotprod, NULL},                              \
+        {&l3__fast_f32_neon, &l3__fast_f32_neon, &l3__fast_f32_neon, &l3__gemm_dotprod, &l3__gemm_dotprod, \
          &l3__fast_f32_neon}};
 #else
 #define L3__DOTPROD_TABLE
 #endif
+#if defined(L3__I8MM_TARGET)
+#define L3__I8MM_TABLE                                                        \
+    static const l3__kernels l3__i8mm_kernels = {                             \
+        L3_LEVEL_I8MM,                                                        \
+        128,                                                                  \
+        L3__FLOAT_KERNELS,                                                    \
+        {NULL, NULL, NULL, &l3__int8_by_dotprod, &l3__int8_by_dotprod, NULL}, \
+        {&l3__fast_f32_neon, &l3__gemm_bfmmla, &l3__gemm_bfmmla, &l3__gemm_i8mm, &l3__gemm_i8mm, &l3__gemm_bfmmla}};
+#else
+#define L3__I8MM_TABLE
+#endif
 
 #define L3__ISA neon
 #define L3__W   4
-#define L3__P   6
+#define L3__P   L3__P_NEON
 #define L3__TABLES                                                                                               \
     static const l3__kernels l3__neon_kernels = {L3_LEVEL_NEON,                                                  \
                                                  128,                                                            \
@@ -2198,7 +2479,8 @@ static const l3__fast l3__gemm_int16_avx2 = {
                                                  {NULL, NULL, NULL, &l3__int8_by_neon, &l3__int8_by_neon, NULL}, \
                                                  {&l3__fast_f32_neon, &l3__fast_f32_neon, &l3__fast_f32_neon,    \
                                                   &l3__fast_f32_neon, &l3__fast_f32_neon, &l3__fast_f32_neon}};  \
-    L3__DOTPROD_TABLE
+    L3__DOTPROD_TABLE                                                                                            \
+    L3__I8MM_TABLE
 #define L3__INT8 neon
 #define L3__INT8_TARGET
 #include "l3.h"
@@ -2212,6 +2494,7 @@ static const l3__fast l3__gemm_int16_avx2 = {
 #undef L3__P
 #undef L3__TABLES
 #undef L3__DOTPROD_TABLE
+#undef L3__I8MM_TABLE
 #endif
 #endif /* L3__VECTORS */
 
@@ -2224,6 +2507,7 @@ L3_API const char *l3_level_name(int level) {
     case L3_LEVEL_BF16: return "bf16";
     case L3_LEVEL_NEON: return "neon";
     case L3_LEVEL_DOTPROD: return "dotprod";
+    case L3_LEVEL_I8MM: return "i8mm";
     default: return NULL;
     }
 }
@@ -2233,7 +2517,16 @@ L3__FN bool l3__has_dotprod(void) {
 #if defined(__ARM_FEATURE_DOTPROD)
     return true;
 #elif defined(__linux__) && !defined(L3_NO_STDIO)
-    return (getauxval(AT_HWCAP) & (1ul << 20)) != 0; /* HWCAP_ASIMDDP */
+    return (getauxval(AT_HWCAP) & (1ul << 20)) != 0;   /* HWCAP_ASIMDDP */
+#else
+    return false;
+#endif
+}
+L3__FN bool l3__has_i8mm(void) {
+#if defined(__ARM_FEATURE_MATMUL_INT8) && defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+    return true;
+#elif defined(__linux__) && !defined(L3_NO_STDIO)
+    return (~getauxval(AT_HWCAP2) & (3ul << 13)) == 0; /* HWCAP2_I8MM and HWCAP2_BF16 */
 #else
     return false;
 #endif
@@ -2256,6 +2549,9 @@ L3__FN const l3__kernels *l3__kernels_of(int level) {
 #if defined(L3__DOTPROD_TARGET)
     if (level == L3_LEVEL_DOTPROD && l3__has_dotprod()) return &l3__dotprod_kernels;
 #endif
+#if defined(L3__I8MM_TARGET)
+    if (level == L3_LEVEL_I8MM && l3__has_dotprod() && l3__has_i8mm()) return &l3__i8mm_kernels;
+#endif
 #endif
     return NULL;
 }
@@ -2273,7 +2569,7 @@ L3__FN const l3__kernels *l3__choose_kernels(int level) {
     }
 #endif
     if (level != L3_LEVEL_BEST) return l3__kernels_of(level);
-    for (int i = L3_LEVEL_DOTPROD; !k; i--) k = l3__kernels_of(i);
+    for (int i = L3_LEVEL_I8MM; !k; i--) k = l3__kernels_of(i);
     return k;
 }
 /* >>threads ------------------------------------------------------------------------------------------------------- */

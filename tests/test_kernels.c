@@ -218,7 +218,7 @@ static double allowed(const product *m, const l3__fast *f, uint32_t row, uint32_
         steps += weights * peak / 127 / 2 * 1.0001;
     }
     const double bf16 = size / (m->type == L3_BF16 ? 255 : 127);
-    return (f->words == 10 ? steps : f->words == 17 ? steps / 258 : f->words == 16 ? bf16 : 0) + size * 4e-6;
+    return (f->words < 16 ? steps : f->words == 17 ? steps / 258 : f->words == 16 ? bf16 : 0) + size * 4e-6;
 }
 
 static float *multiply(const product *m, const l3__fast *f, uint32_t first, uint32_t n) {
