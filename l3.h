@@ -301,7 +301,7 @@ typedef enum l3_level {
     L3_LEVEL_AVX2,    /* x86-64: AVX2, FMA, F16C                                                           */
     L3_LEVEL_AVX512,  /* and AVX-512 F, BW, DQ, VL, VNNI                                                   */
     L3_LEVEL_BF16,    /* and AVX-512 BF16                                                                  */
-    L3_LEVEL_NEON,    /* AArch64: every one                                                                */
+    L3_LEVEL_NEON,    /* AArch64: every one; 32-bit Arm if compiled for NEON: only what L3_FAST multiplies */
     L3_LEVEL_DOTPROD, /* and the int8 dot product of ARMv8.2 and later                                     */
     L3_LEVEL_I8MM     /* and matrix products of int8 and bf16, ARMv8.6 and later                        */
 } l3_level;
@@ -431,7 +431,7 @@ L3_API int l3_alloc_finish(l3_alloc *alloc, uint32_t row_count, uint32_t max_row
 #pragma GCC diagnostic pop
 #endif
 #endif
-#if defined(__aarch64__) && defined(__GNUC__) && defined(__ARM_NEON) && !defined(__AARCH64EB__) && !defined(L3_NO_SIMD)
+#if defined(__GNUC__) && defined(__ARM_NEON) && !defined(__ARM_BIG_ENDIAN) && !defined(L3_NO_SIMD)
 #define L3__NEON
 #include <arm_neon.h>
 #if defined(__linux__) && !defined(L3_NO_STDIO)
@@ -1036,7 +1036,7 @@ L3__INLINE float l3__lanes_sum(const float *lane) {
 }
 
 /* Lanes stay in registers only where the compiler sees through the loops over them: with gcc twice the speed at -O2. */
-#if defined(__clang__) && defined(__aarch64__)
+#if defined(__clang__) && defined(__ARM_NEON)
 #define L3__PRAGMA(text) _Pragma(#text)
 #define L3__UNROLL       L3__PRAGMA(clang loop unroll(full))
 #elif defined(__GNUC__) && !defined(__clang__)
@@ -1230,21 +1230,13 @@ typedef struct l3__kernels {
     const l3__fast *decode[L3__N_TYPES], *prefill[L3__N_TYPES];
 } l3__kernels;
 
+#define L3__PLAIN_KERNELS                                                                                            \
+    l3__dot, l3__unpack_row, l3__add_scaled, l3__scale, l3__normalize, l3__swiglu, l3__scale_scores, l3__exp_scores, \
+        l3__weigh_rows, {                                                                                            \
+        l3__matmul_f32, l3__matmul_f16, l3__matmul_bf16, l3__matmul_q8_0, l3__matmul_q4_0, l3__matmul_q6_k           \
+    }
 static const l3__kernels l3__plain_kernels = {
-    L3_LEVEL_PLAIN,
-    32,
-    l3__dot,
-    l3__unpack_row,
-    l3__add_scaled,
-    l3__scale,
-    l3__normalize,
-    l3__swiglu,
-    l3__scale_scores,
-    l3__exp_scores,
-    l3__weigh_rows,
-    {l3__matmul_f32, l3__matmul_f16, l3__matmul_bf16, l3__matmul_q8_0, l3__matmul_q4_0, l3__matmul_q6_k},
-    {NULL, NULL, NULL, NULL, NULL, NULL},
-    {NULL, NULL, NULL, NULL, NULL, NULL}};
+    L3_LEVEL_PLAIN, 32, L3__PLAIN_KERNELS, {NULL, NULL, NULL, NULL, NULL, NULL}, {NULL, NULL, NULL, NULL, NULL, NULL}};
 
 /* 1 / rms(x): the scale of RMSNorm (Zhang, Sennrich 2019). */
 L3__FN float l3__rms_scale(const l3__kernels *k, const float *x, uint32_t n, float epsilon) {
@@ -1420,7 +1412,11 @@ L3__OP void  l3__sums4_avx512(const __m512 *a, const __m512 *b, const __m512 *c,
 #define L3__OP static inline __attribute__((always_inline, unused))
 typedef float32x4_t l3__v_neon;
 
-L3__OP float32x4_t l3__load_neon(const float *p) { return vld1q_f32(p); }
+/* Rows of F32 need not be aligned, which 32-bit Arm would notice. */
+L3__OP float32x4_t l3__load_neon(const float *p) {
+    const void *bytes = p;
+    return vreinterpretq_f32_u8(vld1q_u8((const uint8_t *)bytes));
+}
 L3__OP float32x4_t l3__load_part_neon(const float *p, uint32_t n) {
     float v[4] = {0};
     memcpy(v, p, (n < 4 ? n : 4) * sizeof *v);
@@ -1431,10 +1427,27 @@ L3__OP float32x4_t l3__all_neon(float a) { return vdupq_n_f32(a); }
 L3__OP float32x4_t l3__plus_neon(float32x4_t a, float32x4_t b) { return vaddq_f32(a, b); }
 L3__OP float32x4_t l3__minus_neon(float32x4_t a, float32x4_t b) { return vsubq_f32(a, b); }
 L3__OP float32x4_t l3__times_neon(float32x4_t a, float32x4_t b) { return vmulq_f32(a, b); }
-L3__OP float32x4_t l3__over_neon(float32x4_t a, float32x4_t b) { return vdivq_f32(a, b); }
-L3__OP float32x4_t l3__fma_neon(float32x4_t a, float32x4_t b, float32x4_t c) { return vfmaq_f32(c, a, b); }
+L3__OP float32x4_t l3__over_neon(float32x4_t a, float32x4_t b) { return a / b; }
+L3__OP float32x4_t l3__fma_neon(float32x4_t a, float32x4_t b, float32x4_t c) {
+#if defined(__ARM_FEATURE_FMA)
+    return vfmaq_f32(c, a, b);
+#else
+    return vmlaq_f32(c, a, b);
+#endif
+}
 L3__OP float32x4_t l3__max_neon(float32x4_t a, float32x4_t b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+#if defined(__aarch64__) || (defined(__ARM_FP16_FORMAT_IEEE) && (__ARM_FP & 2))
 L3__OP float32x4_t l3__from_f16_neon(const uint8_t *p) { return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p))); }
+L3__OP float       l3__half_neon(const uint8_t *p) {
+          return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(l3__le16(p)))), 0);
+}
+#else
+L3__OP float l3__half_neon(const uint8_t *p) { return l3__from_f16(l3__le16(p)); }
+L3__OP float32x4_t l3__from_f16_neon(const uint8_t *p) {
+    const float v[4] = {l3__half_neon(p), l3__half_neon(p + 2), l3__half_neon(p + 4), l3__half_neon(p + 6)};
+    return vld1q_f32(v);
+}
+#endif
 L3__OP float32x4_t l3__from_bf16_neon(const uint8_t *p) {
     return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(p)), 16));
 }
@@ -1460,12 +1473,11 @@ L3__OP float32x4_t l3__scale2_neon(float32x4_t a, float32x4_t shifted) {
     return vmulq_f32(vmulq_f32(a, p), vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(rest, bias), 23)));
 }
 L3__OP void l3__transpose_neon(float32x4_t *a) {
-    const float32x4_t b = vtrn1q_f32(a[0], a[1]), c = vtrn2q_f32(a[0], a[1]);
-    const float32x4_t d = vtrn1q_f32(a[2], a[3]), e = vtrn2q_f32(a[2], a[3]);
-    a[0] = vcombine_f32(vget_low_f32(b), vget_low_f32(d));
-    a[1] = vcombine_f32(vget_low_f32(c), vget_low_f32(e));
-    a[2] = vcombine_f32(vget_high_f32(b), vget_high_f32(d));
-    a[3] = vcombine_f32(vget_high_f32(c), vget_high_f32(e));
+    const float32x4x2_t b = vtrnq_f32(a[0], a[1]), c = vtrnq_f32(a[2], a[3]);
+    L3__EACH(i, 2) {
+        a[i]     = vcombine_f32(vget_low_f32(b.val[i]), vget_low_f32(c.val[i]));
+        a[2 + i] = vcombine_f32(vget_high_f32(b.val[i]), vget_high_f32(c.val[i]));
+    }
 }
 /* (s0 + s2) + (s1 + s3) */
 L3__OP float l3__total_neon(float32x4_t s) {
@@ -1478,10 +1490,6 @@ L3__OP float l3__sum_neon(const float32x4_t *lane) {
 L3__OP void l3__sums4_neon(const float32x4_t *a, const float32x4_t *b, const float32x4_t *c, const float32x4_t *d,
                            float *y) {
     y[0] = l3__sum_neon(a), y[1] = l3__sum_neon(b), y[2] = l3__sum_neon(c), y[3] = l3__sum_neon(d);
-}
-
-L3__OP float l3__half_neon(const uint8_t *p) {
-    return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(l3__le16(p)))), 0);
 }
 
 /* The 32 bytes of a block of weights, those of Q4_0 8 above their value. */
@@ -1512,7 +1520,8 @@ L3__OP float32x4_t l3__block_neon(const int type, const uint8_t *w, const int8_t
 /* What levels DOTPROD and I8MM are compiled for; undefined where the compiler has no such thing. gcc inlines nothing that has features
  * its caller lacks, so whatever the compiler was told to use must be included; clang before 16 (Apple's counts differently)
  * only knows instructions that the whole file may use. */
-#if defined(__clang__)
+#if !defined(__aarch64__)
+#elif defined(__clang__)
 #if defined(__ARM_FEATURE_DOTPROD) || (__clang_major__ >= 16 && !defined(__apple_build_version__))
 #define L3__DOTPROD_TARGET "dotprod"
 #endif
@@ -1673,22 +1682,40 @@ L3__BASE_OP int32_t l3__quantize32(const float *x, int8_t *q, float *scale) {
     return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1)));
 }
 #else
+#if defined(__aarch64__)
+L3__BASE_OP uint32_t l3__most_neon(uint32x4_t a) { return vmaxvq_u32(a); }
+L3__BASE_OP int32_t l3__sum_of_neon(int32x4_t a) { return vaddvq_s32(a); }
+L3__BASE_OP int32x4_t l3__round_neon(float32x4_t a) { return vcvtnq_s32_f32(a); }
+#else
+L3__BASE_OP uint32_t l3__most_neon(uint32x4_t a) {
+    const uint32x2_t two = vmax_u32(vget_low_u32(a), vget_high_u32(a));
+    return vget_lane_u32(vpmax_u32(two, two), 0);
+}
+L3__BASE_OP int32_t l3__sum_of_neon(int32x4_t a) {
+    const int32x2_t two = vadd_s32(vget_low_s32(a), vget_high_s32(a));
+    return vget_lane_s32(vpadd_s32(two, two), 0);
+}
+L3__BASE_OP int32x4_t l3__round_neon(float32x4_t a) { /* to nearest even; right below 2^22 */
+    return vsubq_s32(vreinterpretq_s32_f32(vaddq_f32(a, vdupq_n_f32(12582912.0f))), vdupq_n_s32(0x4b400000));
+}
+#endif
+
 /* Rounds a block; returns the sum of its integers. Magnitudes are compared as integers, which orders NaN above infinity: so
  * neither gets lost, and the scale says it. */
 L3__BASE_OP int32_t l3__quantize32(const float *x, int8_t *q, float *scale) {
     uint32x4_t peak = vdupq_n_u32(0);
-    int32x4_t  sum  = vdupq_n_s32(0);
-    int16x4_t  half[8];
+    int32x4_t sum = vdupq_n_s32(0);
+    int16x4_t half[8];
     L3__EACH(j, 8) peak = vmaxq_u32(vreinterpretq_u32_f32(vabsq_f32(vld1q_f32(x + 4 * j))), peak);
-    const float high = l3__as_float(vmaxvq_u32(peak)), to = high > 0 ? 127.0f / high : 0.0f;
+    const float high = l3__as_float(l3__most_neon(peak)), to = high > 0 ? 127.0f / high : 0.0f;
     *scale = high / 127.0f;
     L3__EACH(j, 8) {
-        const int32x4_t i = vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x + 4 * j), to));
-        half[j]           = vqmovn_s32(i);
-        sum               = vaddq_s32(sum, i);
+        const int32x4_t i = l3__round_neon(vmulq_n_f32(vld1q_f32(x + 4 * j), to));
+        half[j] = vqmovn_s32(i);
+        sum = vaddq_s32(sum, i);
     }
     L3__EACH(j, 4) vst1_s8(q + 8 * j, vqmovn_s16(vcombine_s16(half[2 * j], half[2 * j + 1])));
-    return vaddvq_s32(sum);
+    return l3__sum_of_neon(sum);
 }
 #endif
 
@@ -2132,8 +2159,14 @@ static const l3__fast l3__gemm_int16_avx2 = {
 #endif /* L3__X86 */
 
 #if defined(L3__NEON)
+#if defined(__aarch64__)
 #define L3__P_NEON 6
+#else
+#define L3__P_NEON 2 /* 16 registers */
+#endif
+#endif
 
+#if defined(L3__NEON) && defined(__aarch64__)
 /* ---- AArch64, int8 and bf16 for many positions: panels of 16 rows, tiles of 6 positions. A vector is what one instruction
  * multiplies: 4 cells of 4 bytes (vdotq_laneq) or 2 of 8 (vmmlaq, vbfmmlaq), each a part of another row or position. ---- */
 
@@ -2385,7 +2418,7 @@ L3__I8MM void l3__times_bfmmla(const void *panel, const void *x, uint32_t blocks
 static const l3__fast l3__gemm_bfmmla = {l3__pack_bfmmla, NULL, l3__panel_bfmmla, l3__times_bfmmla, L3__P_NEON, 16, 16};
 #undef L3__I8MM
 #endif
-#endif /* L3__NEON */
+#endif /* __aarch64__ */
 
 /* ---- the levels ---- */
 
@@ -2472,10 +2505,17 @@ static const l3__fast l3__gemm_bfmmla = {l3__pack_bfmmla, NULL, l3__panel_bfmmla
 #define L3__ISA neon
 #define L3__W   4
 #define L3__P   L3__P_NEON
+#if !defined(__aarch64__) /* NEON has no subnormals there, so what gives the same bits at every level stays plain C */
+#define L3__NEON_BATCH   32
+#define L3__NEON_KERNELS L3__PLAIN_KERNELS
+#else
+#define L3__NEON_BATCH   128
+#define L3__NEON_KERNELS L3__FLOAT_KERNELS
+#endif
 #define L3__TABLES                                                                                               \
     static const l3__kernels l3__neon_kernels = {L3_LEVEL_NEON,                                                  \
-                                                 128,                                                            \
-                                                 L3__FLOAT_KERNELS,                                              \
+                                                 L3__NEON_BATCH,                                                 \
+                                                 L3__NEON_KERNELS,                                               \
                                                  {NULL, NULL, NULL, &l3__int8_by_neon, &l3__int8_by_neon, NULL}, \
                                                  {&l3__fast_f32_neon, &l3__fast_f32_neon, &l3__fast_f32_neon,    \
                                                   &l3__fast_f32_neon, &l3__fast_f32_neon, &l3__fast_f32_neon}};  \
@@ -2493,6 +2533,8 @@ static const l3__fast l3__gemm_bfmmla = {l3__pack_bfmmla, NULL, l3__panel_bfmmla
 #undef L3__W
 #undef L3__P
 #undef L3__TABLES
+#undef L3__NEON_BATCH
+#undef L3__NEON_KERNELS
 #undef L3__DOTPROD_TABLE
 #undef L3__I8MM_TABLE
 #endif
@@ -2919,11 +2961,11 @@ L3_API void l3_source_close_file(l3_file *f) {
 
 L3__FN int l3__read_file(void *user, uint64_t off, void *dst, size_t n) {
     const l3_file *f = (const l3_file *)user;
-    uint8_t       *p = (uint8_t *)dst;
+    uint8_t *p = (uint8_t *)dst;
     while (n) {
-        const size_t  want = n > 0x40000000 ? 0x40000000 : n;
+        const size_t want = n > 0x40000000 ? 0x40000000 : n;
 #ifdef L3__HAVE_PREAD
-        const ssize_t got  = pread((int)f->handle, p, want, (off_t)off);
+        const ssize_t got = pread((int)f->handle, p, want, (off_t)off);
 #else
         const ssize_t got =
             lseek((int)f->handle, (off_t)off, SEEK_SET) < 0 ? -1 : read((int)f->handle, p, want); /* one thread only */
@@ -2938,8 +2980,8 @@ L3__FN int l3__read_file(void *user, uint64_t off, void *dst, size_t n) {
 
 #ifdef POSIX_MADV_WILLNEED
 L3__FN void l3__hint_map(void *user, uint64_t off, size_t n) {
-    const l3_file  *f    = (const l3_file *)user;
-    const uintptr_t p    = (uintptr_t)f->mapping + (uintptr_t)off;
+    const l3_file *f = (const l3_file *)user;
+    const uintptr_t p = (uintptr_t)f->mapping + (uintptr_t)off;
     const uintptr_t skip = p & ((uintptr_t)f->view - 1); /* view: the page size */
     (void)posix_madvise((void *)(p - skip), n + (size_t)skip, POSIX_MADV_WILLNEED);
 }

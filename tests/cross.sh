@@ -48,23 +48,25 @@ WINEPREFIX="$work/wine" WINEDEBUG=-all
 export WINEPREFIX WINEDEBUG
 compare "Windows x86-64, wine" "x86_64-w64-mingw32-gcc -static" wine
 
-# The kernels of AArch64 against plain C: NEON alone, then every level.
-kernels() { # processor
-    if ! command -v aarch64-linux-gnu-gcc >/dev/null 2>&1 || ! command -v qemu-aarch64 >/dev/null 2>&1; then
+# The kernels of Arm against plain C: NEON alone, then every level of AArch64.
+kernels() { # name, compiler, runner
+    name=$1 cc=$2 run=$3
+    if ! command -v "${cc%% *}" >/dev/null 2>&1 || ! command -v "${run%% *}" >/dev/null 2>&1; then
         skipped=$((skipped + 1))
-        echo "skipped: kernels of $1 need aarch64-linux-gnu-gcc and qemu-aarch64" >&2
-    elif aarch64-linux-gnu-gcc -static $flags -D_POSIX_C_SOURCE=200809L tests/test_kernels.c tests/ref.c tests/make_model.c \
-        -o "$work/kernels" -lm >"$work/log" 2>&1 && L3_QUICK=1 timeout 900 qemu-aarch64 -cpu "$1" "$work/kernels" >>"$work/log" 2>&1; then
+        echo "skipped: kernels of $name need ${cc%% *} and ${run%% *}" >&2
+    elif $cc -static $flags -D_POSIX_C_SOURCE=200809L tests/test_kernels.c tests/ref.c tests/make_model.c \
+        -o "$work/kernels" -lm >"$work/log" 2>&1 && L3_QUICK=1 timeout 900 $run "$work/kernels" >>"$work/log" 2>&1; then
         passed=$((passed + 1))
-        echo "kernels: AArch64, $1" >&2
+        echo "kernels: $name" >&2
     else
         failed=$((failed + 1))
-        echo "FAILED: kernels of AArch64, $1" >&2
+        echo "FAILED: kernels of $name" >&2
         cat "$work/log" >&2
     fi
 }
-kernels cortex-a53
-kernels max
+kernels "Armv7, NEON" "arm-linux-gnueabihf-gcc -march=armv7-a -mfpu=neon-vfpv4" "qemu-arm -cpu cortex-a7"
+kernels "AArch64, Cortex-A53" aarch64-linux-gnu-gcc "qemu-aarch64 -cpu cortex-a53"
+kernels "AArch64, max" aarch64-linux-gnu-gcc "qemu-aarch64 -cpu max"
 
 echo "cross: $passed passed, $failed failed, $skipped skipped"
 [ $failed = 0 ]
