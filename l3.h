@@ -303,7 +303,7 @@ typedef enum l3_level {
     L3_LEVEL_BF16,    /* and AVX-512 BF16                                                                  */
     L3_LEVEL_NEON,    /* AArch64: every one; 32-bit Arm if compiled for NEON: only what L3_FAST multiplies */
     L3_LEVEL_DOTPROD, /* and the int8 dot product of ARMv8.2 and later                                     */
-    L3_LEVEL_I8MM     /* and matrix products of int8 and bf16, ARMv8.6 and later                        */
+    L3_LEVEL_I8MM     /* and matrix products of int8 and bf16, ARMv8.6 and later                           */
 } l3_level;
 
 /* "plain", "avx2" ...; NULL for a number that is no level. */
@@ -1438,11 +1438,13 @@ L3__OP float32x4_t l3__fma_neon(float32x4_t a, float32x4_t b, float32x4_t c) {
 L3__OP float32x4_t l3__max_neon(float32x4_t a, float32x4_t b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
 #if defined(__aarch64__) || (defined(__ARM_FP16_FORMAT_IEEE) && (__ARM_FP & 2))
 L3__OP float32x4_t l3__from_f16_neon(const uint8_t *p) { return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p))); }
-L3__OP float       l3__half_neon(const uint8_t *p) {
-          return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(l3__le16(p)))), 0);
+
+L3__OP float l3__half_neon(const uint8_t *p) {
+    return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(l3__le16(p)))), 0);
 }
 #else
 L3__OP float l3__half_neon(const uint8_t *p) { return l3__from_f16(l3__le16(p)); }
+
 L3__OP float32x4_t l3__from_f16_neon(const uint8_t *p) {
     const float v[4] = {l3__half_neon(p), l3__half_neon(p + 2), l3__half_neon(p + 4), l3__half_neon(p + 6)};
     return vld1q_f32(v);
@@ -1517,9 +1519,9 @@ L3__OP float32x4_t l3__block_neon(const int type, const uint8_t *w, const int8_t
 }
 #undef L3__OP
 
-/* What levels DOTPROD and I8MM are compiled for; undefined where the compiler has no such thing. gcc inlines nothing that has features
- * its caller lacks, so whatever the compiler was told to use must be included; clang before 16 (Apple's counts differently)
- * only knows instructions that the whole file may use. */
+/* What levels DOTPROD and I8MM are compiled for; undefined where the compiler has no such thing. gcc inlines nothing that
+ * has features its caller lacks, so whatever the compiler was told to use must be included; clang before 16 (Apple's counts
+ * differently) only knows instructions that the whole file may use. */
 #if !defined(__aarch64__)
 #elif defined(__clang__)
 #if defined(__ARM_FEATURE_DOTPROD) || (__clang_major__ >= 16 && !defined(__apple_build_version__))
