@@ -3005,7 +3005,7 @@ L3_API int l3_source_open_file(l3_file *f, const char *path, l3_file_mode mode, 
         close(fd);
         return l3__open_error(err, failed, "is empty or no regular file", path);
     }
-    f->handle      = fd;
+    f->handle = fd;
     f->source.user = f;
     f->source.size = (uint64_t)st.st_size;
     f->source.read = l3__read_file;
@@ -3015,9 +3015,9 @@ L3_API int l3_source_open_file(l3_file *f, const char *path, l3_file_mode mode, 
     if (mode == L3_FILE_MAP && f->source.size <= SIZE_MAX) {
         void *p = mmap(NULL, (size_t)f->source.size, PROT_READ, MAP_SHARED, fd, 0);
         if (p != MAP_FAILED) {
-            f->mapping     = p;
-            f->view        = (intptr_t)sysconf(_SC_PAGESIZE);
-            f->source.map  = l3__map_file;
+            f->mapping = p;
+            f->view = (intptr_t)sysconf(_SC_PAGESIZE);
+            f->source.map = l3__map_file;
 #ifdef POSIX_MADV_WILLNEED
             f->source.hint = l3__hint_map;
 #endif

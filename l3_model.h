@@ -1185,11 +1185,12 @@ L3_API int l3_model_open(l3_model **model, const l3_source *source, const l3_mod
     if (code != L3_OK) return code;
     memset(mem, 0, l3__model_layout(&count, &k, NULL));
     (void)l3__model_layout(m, &k, mem);
-    m->source           = *source;
-    m->tables           = config && config->tables ? *config->tables : *source;
+    m->source = *source;
+    m->tables = config && config->tables ? *config->tables : *source;
     if (m->tables.size != m->source.size)
-        return l3__fail(err, L3_ERR_ARGUMENT, 0, "config.tables has %U bytes, the source %U; the same bytes are expected",
-                        m->tables.size, m->source.size);
+        return l3__fail(err, L3_ERR_ARGUMENT, 0,
+                        "config.tables has %U bytes, the source %U; the same bytes are expected", m->tables.size,
+                        m->source.size);
     m->file_checksum_at = k.file_checksum_at;
     if ((code = l3__describe_lookups(m, &k, err)) != L3_OK) return code;
     l3__keys_init(&k, err);
