@@ -288,8 +288,9 @@ typedef enum l3_verify {
 
 typedef enum l3_mode {
     L3_FAST, /* activations are rounded where the level gains by it: to int8, by blocks of 32, for Q8_0 and Q4_0 weights,
-                in l3_prefill also to bf16 for F16, BF16 and Q6_K ones. The last bits depend on the level, and on which
-                tokens came alone and which together with others in a call of l3_prefill */
+                in l3_prefill also to bf16 for F16, BF16 and Q6_K ones, and with AMX for Q8_0 and Q4_0, too; weights are
+                then rounded to bf16 as well. The last bits depend on the level, and on which tokens came alone and which
+                together with others in a call of l3_prefill */
     L3_EXACT /* float activations, every reduction in a fixed order: the same bits at every level and however a text is
                 split into calls */
 } l3_mode;
@@ -301,6 +302,7 @@ typedef enum l3_level {
     L3_LEVEL_AVX2,    /* x86-64: AVX2, FMA, F16C                                                           */
     L3_LEVEL_AVX512,  /* and AVX-512 F, BW, DQ, VL, VNNI                                                   */
     L3_LEVEL_BF16,    /* and AVX-512 BF16                                                                  */
+    L3_LEVEL_AMX,     /* and AMX with BF16, for prompts: on Linux, which is asked for permission           */
     L3_LEVEL_NEON,    /* AArch64: every one; 32-bit Arm if compiled for NEON: only what L3_FAST multiplies */
     L3_LEVEL_DOTPROD, /* and the int8 dot product of ARMv8.2 and later                                     */
     L3_LEVEL_I8MM     /* and matrix products of int8 and bf16, ARMv8.6 and later                           */
@@ -429,6 +431,9 @@ L3_API int l3_alloc_finish(l3_alloc *alloc, uint32_t row_count, uint32_t max_row
 #include <immintrin.h>
 #if !defined(__clang__)
 #pragma GCC diagnostic pop
+#endif
+#if defined(__linux__)
+#include <cpuid.h>
 #endif
 #endif
 #if defined(__GNUC__) && defined(__ARM_NEON) && !defined(__ARM_BIG_ENDIAN) && !defined(L3_NO_SIMD)
@@ -1181,10 +1186,10 @@ L3__FN void l3__center(float *x, uint32_t n) {
 }
 
 /* How L3_FAST multiplies weights of one type, Y = X W^T. X (n, cols) is packed first, `tile` positions at a time, each block
- * of 32 elements into `words` words of 32 bits a position. Then either the rows take the packed positions one by one
- * (`rows`), or, for many positions, panels of 16 rows are made of the weights (`panel`, blocks first ... end - 1 of cols
- * elements, panel_words times 16 words a block) and multiplied with a tile at a time (`times`, so many blocks deep: c (tile,
- * 16), with stride cs, is set if `first`, else added to). */
+ * of 32 elements into `words` words of 32 bits a position. Then either one function does the rest (`rows`: the rows take the
+ * packed positions one by one, or AMX goes its own way), or, for many positions, panels of 16 rows are made of the weights
+ * (`panel`, blocks first ... end - 1 of cols elements, panel_words times 16 words a block) and multiplied with a tile at a
+ * time (`times`, so many blocks deep: c (tile, 16), with stride cs, is set if `first`, else added to). */
 typedef struct l3__fast {
     void (*pack)(int type, const float *x, size_t xs, uint32_t n, uint32_t cols, unsigned char *dst);
     void (*rows)(int type, const uint8_t *w, size_t row_bytes, uint32_t rows, uint32_t cols, const unsigned char *x,
@@ -1406,6 +1411,29 @@ L3__OP void  l3__sums4_avx512(const __m512 *a, const __m512 *b, const __m512 *c,
                                       l3__half_sum_avx512(d)));
 }
 #undef L3__OP
+
+/* AMX: operations on eight tiles of up to 16 rows of 64 bytes, whose numbers are literals. tests/emulated_amx.h defines them
+ * in memory, for machines without. */
+#if !defined(L3__EMULATE_AMX) && defined(__linux__) && defined(__LP64__) && \
+    (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#define L3__AMX_TARGET              target(L3__AVX512_TARGET ",avx512bf16,amx-tile,amx-bf16")
+#define L3__AMX_CONFIGURE(config)   _tile_loadconfig(config)
+#define L3__AMX_RELEASE()           _tile_release()
+#define L3__AMX_ZERO(t)             _tile_zero(t)
+#define L3__AMX_LOAD(t, p, stride)  _tile_loadd(t, p, stride)
+#define L3__AMX_STORE(t, p, stride) _tile_stored(t, p, stride)
+#define L3__AMX_DOT(c, a, b)        _tile_dpbf16ps(c, a, b)
+
+/* The processor has it, and the system lets this process use it: arch_prctl(ARCH_REQ_XCOMP_PERM, 18 (tile data)), a system
+ * call (158) that libc has no function for. */
+L3__FN bool l3__may_use_amx(void) {
+    unsigned a, b, c, d;
+    long     result;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 22 & 1) || !(d >> 24 & 1)) return false;
+    __asm__ volatile("syscall" : "=a"(result) : "a"(158L), "D"(0x1023L), "S"(18L) : "rcx", "r11", "memory");
+    return result == 0;
+}
+#endif
 #endif
 
 #if defined(L3__NEON)
@@ -2442,17 +2470,25 @@ static const l3__fast l3__gemm_bfmmla = {l3__pack_bfmmla, NULL, l3__panel_bfmmla
                                                  {NULL, NULL, NULL, &l3__int8_by_avx2, &l3__int8_by_avx2, NULL}, \
                                                  {&l3__fast_f32_avx2, &l3__fast_f32_avx2, &l3__fast_f32_avx2,    \
                                                   &l3__gemm_int16_avx2, &l3__gemm_int4_avx2, &l3__fast_f32_avx2}};
+#if defined(L3__EMULATE_AMX)
+#define L3__PAIRS_TARGET L3__TARGET
+#define L3__AMX_DECODE \
+    { NULL, NULL, NULL, &l3__int8_by_avx2, &l3__int8_by_avx2, NULL }
+#endif
 #include "l3.h"
 #undef L3__ISA
 #undef L3__W
 #undef L3__P
 #undef L3__TARGET
 #undef L3__TABLES
+#undef L3__PAIRS_TARGET
+#undef L3__AMX_DECODE
 
-#define L3__ISA    avx512
-#define L3__W      16
-#define L3__P      L3__P512
-#define L3__TARGET target(L3__AVX512_TARGET)
+#define L3__ISA          avx512
+#define L3__W            16
+#define L3__P            L3__P512
+#define L3__TARGET       target(L3__AVX512_TARGET)
+#define L3__PAIRS_TARGET target(L3__AVX512_TARGET ",avx512bf16")
 #define L3__TABLES                                                                                           \
     static const l3__kernels l3__avx512_kernels = {                                                          \
         L3_LEVEL_AVX512,                                                                                     \
@@ -2468,12 +2504,18 @@ static const l3__fast l3__gemm_bfmmla = {l3__pack_bfmmla, NULL, l3__panel_bfmmla
         {NULL, NULL, NULL, &l3__fast_int8_avx512, &l3__fast_int4_avx512, NULL},                              \
         {&l3__fast_f32_avx512, &l3__fast_bf16, &l3__fast_bf16, &l3__gemm_int8_avx512, &l3__gemm_int8_avx512, \
          &l3__fast_bf16}};
+#if defined(L3__AMX_TARGET) && !defined(L3__EMULATE_AMX)
+#define L3__AMX_DECODE \
+    { NULL, NULL, NULL, &l3__fast_int8_avx512, &l3__fast_int4_avx512, NULL }
+#endif
 #include "l3.h"
 #undef L3__ISA
 #undef L3__W
 #undef L3__P
 #undef L3__TARGET
 #undef L3__TABLES
+#undef L3__PAIRS_TARGET
+#undef L3__AMX_DECODE
 #else
 #if defined(L3__DOTPROD_TARGET)
 #define L3__INT8        dotprod
@@ -2549,6 +2591,7 @@ L3_API const char *l3_level_name(int level) {
     case L3_LEVEL_AVX2: return "avx2";
     case L3_LEVEL_AVX512: return "avx512";
     case L3_LEVEL_BF16: return "bf16";
+    case L3_LEVEL_AMX: return "amx";
     case L3_LEVEL_NEON: return "neon";
     case L3_LEVEL_DOTPROD: return "dotprod";
     case L3_LEVEL_I8MM: return "i8mm";
@@ -2585,9 +2628,15 @@ L3__FN const l3__kernels *l3__kernels_of(int level) {
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                         __builtin_cpu_supports("avx512vnni");
+    const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
     if (level == L3_LEVEL_AVX2 && avx2) return &l3__avx2_kernels;
     if (level == L3_LEVEL_AVX512 && avx512) return &l3__avx512_kernels;
-    if (level == L3_LEVEL_BF16 && avx512 && __builtin_cpu_supports("avx512bf16")) return &l3__bf16_kernels;
+    if (level == L3_LEVEL_BF16 && bf16) return &l3__bf16_kernels;
+#if defined(L3__EMULATE_AMX)
+    if (level == L3_LEVEL_AMX && avx2) return &l3__amx_kernels;
+#elif defined(L3__AMX_TARGET)
+    if (level == L3_LEVEL_AMX && bf16 && l3__may_use_amx()) return &l3__amx_kernels;
+#endif
 #elif defined(L3__NEON)
     if (level == L3_LEVEL_NEON) return &l3__neon_kernels;
 #if defined(L3__DOTPROD_TARGET)
@@ -4806,43 +4855,65 @@ L3__KERNEL void L3__K(pack_f32)(int type, const float *x, size_t xs, uint32_t n,
 
 static const l3__fast L3__K(fast_f32) = {L3__K(pack_f32), NULL, L3__K(panel_f32), L3__K(times_f32), L3__P, 32, 32};
 
-#if L3__W == 16
+#if defined(L3__PAIRS_TARGET)
 /* The same in bf16, words being pairs of elements. */
-#define L3__BF16_KERNEL static __attribute__((unused, target(L3__AVX512_TARGET ",avx512bf16")))
+#define L3__BF16_KERNEL static __attribute__((unused, L3__PAIRS_TARGET))
+#define L3__BF16_PART   static inline __attribute__((always_inline, unused, L3__PAIRS_TARGET))
 
+#if L3__W == 16
 /* 32 floats, rounded to nearest even, as 16 words. */
-L3__BF16_KERNEL inline __m512 l3__round_bf16(__m512 low, __m512 high) {
+L3__BF16_PART __m512 l3__pairs_avx512(__m512 low, __m512 high) {
     const __m512bh h = _mm512_cvtne2ps_pbh(high, low);
     __m512         words;
     memcpy(&words, &h, sizeof words);
     return words;
 }
+#endif
 
-L3__BF16_KERNEL void l3__panel_bf16(int type, const uint8_t *const *rows, uint32_t first, uint32_t end, uint32_t cols,
-                                    void *to) {
-    float *panel = (float *)to;
-    for (uint32_t k = first * 32; k < end * 32; k += 32, panel += 16 * 16) {
-        const uint32_t n = cols - k < 32 ? cols - k : 32;
-        __m512         t[16], v[2];
-        L3__EACH(r, 16) {
-            if (n < 32) {
-                float x[32] = {0};
-                l3__unpacker(type)(rows[r], k, n, x);
-                v[0] = _mm512_loadu_ps(x), v[1] = _mm512_loadu_ps(x + 16);
-            } else if (type == L3_F16) {
-                L3__K(weights32)(L3_F16, rows[r], k, v);
-            } else if (type == L3_BF16) {
-                L3__K(weights32)(L3_BF16, rows[r], k, v);
-            } else {
-                L3__K(weights32)(L3_Q6_K, rows[r], k, v);
-            }
-            t[r] = l3__round_bf16(v[0], v[1]);
+/* 32 elements of 16 rows from element k on, as 16 words of each. */
+L3__BF16_PART void L3__K(panel32_bf16)(const int type, const uint8_t *const *rows, uint32_t k, float *panel) {
+    for (uint32_t g = 0; g < 16; g += L3__W) {
+        L3__VF v[2 * L3__PARTS], words[L3__PARTS][L3__W];
+        L3__EACH(r, L3__W) {
+            L3__K(weights32)(type, rows[g + r], k, v);
+            L3__EACH(j, L3__PARTS) words[j][r] = L3__K(pairs)(v[2 * j], v[2 * j + 1]);
         }
-        l3__transpose_avx512(t);
-        L3__EACH(c, 16) _mm512_storeu_ps(panel + c * 16, t[c]);
+        L3__EACH(j, L3__PARTS) {
+            L3__K(transpose)(words[j]);
+            L3__EACH(c, L3__W) L3__K(store)(panel + (j * L3__W + c) * 16 + g, words[j][c]);
+        }
     }
 }
 
+/* The last n < 32 elements, with zeros behind them. */
+L3__BF16_KERNEL void L3__K(panel_tail_bf16)(int type, const uint8_t *const *rows, uint32_t k, uint32_t n,
+                                            float *panel) {
+    float          x[16][32];
+    const uint8_t *row[16];
+    memset(x, 0, sizeof x);
+    for (uint32_t r = 0; r < 16; r++) {
+        const void *p = x[r];
+        l3__unpacker(type)(rows[r], k, n, x[r]);
+        row[r] = (const uint8_t *)p;
+    }
+    L3__K(panel32_bf16)(L3_F32, row, 0, panel);
+}
+
+/* Elements 2 k and 2 k + 1 of row r lie in word k * 16 + r of the panel. */
+L3__BF16_KERNEL void L3__K(panel_bf16)(int type, const uint8_t *const *rows, uint32_t first, uint32_t end,
+                                       uint32_t cols, void *to) {
+    float *panel = (float *)to;
+    for (uint32_t k = first * 32; k < end * 32; k += 32, panel += 16 * 16) {
+        if (cols - k < 32) L3__K(panel_tail_bf16)(type, rows, k, cols - k, panel);
+        else if (type == L3_F16) L3__K(panel32_bf16)(L3_F16, rows, k, panel);
+        else if (type == L3_BF16) L3__K(panel32_bf16)(L3_BF16, rows, k, panel);
+        else if (type == L3_Q8_0) L3__K(panel32_bf16)(L3_Q8_0, rows, k, panel);
+        else if (type == L3_Q4_0) L3__K(panel32_bf16)(L3_Q4_0, rows, k, panel);
+        else L3__K(panel32_bf16)(L3_Q6_K, rows, k, panel);
+    }
+}
+
+#if L3__W == 16
 L3__BF16_KERNEL void l3__times_bf16(const void *panel, const void *x, uint32_t blocks, bool first, float *c,
                                     size_t cs) {
     const unsigned char *w = (const unsigned char *)panel, *a = (const unsigned char *)x;
@@ -4870,14 +4941,142 @@ L3__BF16_KERNEL void l3__pack_bf16(int type, const float *x, size_t xs, uint32_t
                 const uint32_t left  = cols - k < 32 ? cols - k : 32;
                 float          v[32] = {0}, words[16];
                 memcpy(v, x + (p0 + p) * xs + k, left * sizeof *v);
-                _mm512_storeu_ps(words, l3__round_bf16(_mm512_loadu_ps(v), _mm512_loadu_ps(v + 16)));
+                _mm512_storeu_ps(words, l3__pairs_avx512(_mm512_loadu_ps(v), _mm512_loadu_ps(v + 16)));
                 L3__EACH(i, 16) memcpy(dst + ((k / 2 + i) * L3__P + p) * 4, words + i, 4);
             }
     }
 }
 
-static const l3__fast l3__fast_bf16 = {l3__pack_bf16, NULL, l3__panel_bf16, l3__times_bf16, L3__P, 16, 16};
+static const l3__fast l3__fast_bf16 = {l3__pack_bf16, NULL, l3__panel_bf16_avx512, l3__times_bf16, L3__P, 16, 16};
+#endif
+
+#if defined(L3__AMX_DECODE)
+/* ---- AMX: a tile of 16 positions times a tile of 16 rows of weights, 32 elements deep, by one instruction ---- */
+
+#define L3__AMX_KERNEL static __attribute__((unused, L3__AMX_TARGET))
+#define L3__AMX_PART   static inline __attribute__((always_inline, unused, L3__AMX_TARGET))
+
+typedef struct l3__amx_config {
+    uint8_t  palette, start_row, reserved[14];
+    uint16_t row_bytes[16]; /* of tiles 0 ... 7; the others are for palettes to come */
+    uint8_t  rows[16];
+} l3__amx_config;
+static const l3__amx_config l3__amx_tiles = {
+    1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+
+#define L3__AMX_BYTES 1024u /* of a tile */
+
+/* 16 positions after another 16: of each block of 32 elements a tile, the rows of which are positions. */
+L3__BF16_KERNEL void l3__pack_amx(int type, const float *x, size_t xs, uint32_t n, uint32_t cols, unsigned char *dst) {
+    const uint32_t blocks = (cols + 31) / 32;
+    (void)type;
+    for (uint32_t p0 = 0; p0 < n; p0 += 16, dst += (size_t)blocks * L3__AMX_BYTES) {
+        if (n - p0 < 16) memset(dst, 0, (size_t)blocks * L3__AMX_BYTES);
+        for (uint32_t p = 0; p < 16 && p0 + p < n; p++)
+            for (uint32_t b = 0; b < blocks; b++) {
+                const float *from = x + (p0 + p) * xs + b * 32;
+                void        *to   = dst + (size_t)b * L3__AMX_BYTES + p * 64;
+                float        last[32];
+                if (cols - b * 32 < 32) {
+                    memset(last, 0, sizeof last);
+                    memcpy(last, from, (cols - b * 32) * sizeof *last);
+                    from = last;
+                }
+                L3__EACH(j, L3__PARTS) {
+                    const float *two = from + 2 * j * L3__W;
+                    L3__K(store)((float *)to + j * L3__W, L3__K(pairs)(L3__K(load)(two), L3__K(load)(two + L3__W)));
+                }
+            }
+    }
+}
+
+/* `blocks` blocks of 16 or, if `tall`, 32 positions times 16 or, if `wide`, 32 rows. Tiles 0 ... 3 are the sums, 4 and 5
+ * positions, 6 and 7 weights. Intel's figures: a product takes 16 cycles and is there after 52, a tile is loaded in 8. Two by
+ * two loads one tile for a product, which the loads do in half the time; four sums hide the latency. One by six would load 1.17
+ * and take every tile of positions, which lie in the L2 cache, for one product instead of two. */
+L3__AMX_PART void l3__times_amx_of(const bool tall, const bool wide, const unsigned char *panel, size_t next_panel,
+                                   const unsigned char *x, size_t next_x, uint32_t blocks, bool first,
+                                   const l3__corner *c) {
+    __asm__ volatile("" : : "r"(panel), "r"(x), "r"(c) : "memory"); /* gcc's intrinsics do not say that they read */
+    if (first) {
+        L3__AMX_ZERO(0);
+        if (wide) L3__AMX_ZERO(1);
+        if (tall) L3__AMX_ZERO(2);
+        if (tall && wide) L3__AMX_ZERO(3);
+    } else {
+        L3__AMX_LOAD(0, c[0].at, c[0].stride * 4);
+        if (wide) L3__AMX_LOAD(1, c[1].at, c[1].stride * 4);
+        if (tall) L3__AMX_LOAD(2, c[2].at, c[2].stride * 4);
+        if (tall && wide) L3__AMX_LOAD(3, c[3].at, c[3].stride * 4);
+    }
+    for (; blocks > 0; blocks--, panel += L3__AMX_BYTES, x += L3__AMX_BYTES) {
+        L3__AMX_LOAD(6, panel, 64);
+        L3__AMX_LOAD(4, x, 64);
+        L3__AMX_DOT(0, 4, 6);
+        if (wide) L3__AMX_LOAD(7, panel + next_panel, 64);
+        if (wide) L3__AMX_DOT(1, 4, 7);
+        if (tall) L3__AMX_LOAD(5, x + next_x, 64);
+        if (tall) L3__AMX_DOT(2, 5, 6);
+        if (tall && wide) L3__AMX_DOT(3, 5, 7);
+    }
+    L3__AMX_STORE(0, c[0].at, c[0].stride * 4);
+    if (wide) L3__AMX_STORE(1, c[1].at, c[1].stride * 4);
+    if (tall) L3__AMX_STORE(2, c[2].at, c[2].stride * 4);
+    if (tall && wide) L3__AMX_STORE(3, c[3].at, c[3].stride * 4);
+}
+
+L3__AMX_KERNEL void l3__times_amx(bool tall, bool wide, const unsigned char *panel, size_t next_panel,
+                                  const unsigned char *x, size_t next_x, uint32_t blocks, bool first,
+                                  const l3__corner *c) {
+    if (tall && wide) l3__times_amx_of(true, true, panel, next_panel, x, next_x, blocks, first, c);
+    else if (tall) l3__times_amx_of(true, false, panel, next_panel, x, next_x, blocks, first, c);
+    else if (wide) l3__times_amx_of(false, true, panel, next_panel, x, next_x, blocks, first, c);
+    else l3__times_amx_of(false, false, panel, next_panel, x, next_x, blocks, first, c);
+}
+
+/* As l3__gemm, but by two panels at once. A thread's tiles are configured here and nowhere longer: while they are, each switch
+ * to another thread saves 8 KB. */
+L3__AMX_KERNEL void l3__amx(int type, const uint8_t *w, size_t row_bytes, uint32_t rows, uint32_t cols,
+                            const unsigned char *x, uint32_t n, float *y, size_t ys) {
+    L3__ALIGN64 unsigned char panel[L3__PANEL];
+    L3__ALIGN64 float         edge[4][16 * 16];
+    const uint32_t            blocks = (cols + 31) / 32, most = L3__PANEL / (2 * L3__AMX_BYTES);
+    L3__AMX_CONFIGURE(&l3__amx_tiles);
+    for (uint32_t r0 = 0; r0 < rows; r0 += 32) {
+        const uint32_t wide = rows - r0 > 16 ? 2 : 1;
+        for (uint32_t b = 0; b < blocks; b += most) {
+            const uint32_t deep = blocks - b < most ? blocks - b : most;
+            const size_t   size = (size_t)deep * L3__AMX_BYTES;
+            for (uint32_t j = 0; j < wide; j++) {
+                const uint8_t *row[16];
+                l3__panel_rows(row, w + (r0 + 16 * j) * row_bytes, row_bytes, rows - r0 - 16 * j);
+                L3__K(panel_bf16)(type, row, b, b + deep, cols, panel + j * size);
+            }
+            for (uint32_t p = 0; p < n; p += 32) {
+                const uint32_t tall = n - p > 16 ? 2 : 1;
+                l3__corner     c[4];
+                for (uint32_t i = 0; i < 4; i++) {
+                    const uint32_t pi = p + i / 2 * 16, ri = r0 + i % 2 * 16;
+                    if (i / 2 >= tall || i % 2 >= wide) continue;
+                    c[i] = l3__corner_at(y + pi * ys + ri, ys, rows - ri, n - pi, 16, edge[i]);
+                    if (b > 0) l3__corner_in(&c[i]);
+                }
+                l3__times_amx(tall > 1, wide > 1, panel, size, x + (size_t)p * blocks * 64 + b * L3__AMX_BYTES,
+                              (size_t)blocks * L3__AMX_BYTES, deep, b == 0, c);
+                for (uint32_t i = 0; i < 4; i++)
+                    if (i / 2 < tall && i % 2 < wide) l3__corner_out(&c[i]);
+            }
+        }
+    }
+    L3__AMX_RELEASE();
+}
+
+static const l3__fast l3__fast_amx = {l3__pack_amx, l3__amx, NULL, NULL, 16, 16, 0};
+#undef L3__AMX_KERNEL
+#undef L3__AMX_PART
+#endif
 #undef L3__BF16_KERNEL
+#undef L3__BF16_PART
 #endif
 
 #define L3__FLOAT_KERNELS                                                                                             \
@@ -4887,6 +5086,14 @@ static const l3__fast l3__fast_bf16 = {l3__pack_bf16, NULL, l3__panel_bf16, l3__
             L3__K(matmul_q6_k)                                                                                        \
     }
 L3__TABLES
+#if defined(L3__AMX_DECODE)
+static const l3__kernels l3__amx_kernels = {
+    L3_LEVEL_AMX,
+    128,
+    L3__FLOAT_KERNELS,
+    L3__AMX_DECODE,
+    {&L3__K(fast_f32), &l3__fast_amx, &l3__fast_amx, &l3__fast_amx, &l3__fast_amx, &l3__fast_amx}};
+#endif
 #undef L3__FLOAT_KERNELS
 #undef L3__JOIN2
 #undef L3__JOIN

@@ -8,6 +8,11 @@
 #include "make_model.h"
 #include "model.h"
 
+#ifndef FIRST_LEVEL
+#define FIRST_LEVEL L3_LEVEL_PLAIN
+#define SUITE       "kernels"
+#endif
+
 static const int32_t types[6] = {L3_F32, L3_F16, L3_BF16, L3_Q8_0, L3_Q4_0, L3_Q6_K};
 
 /* Emulated machines are slow: L3_QUICK=1 does a part of it. */
@@ -60,14 +65,14 @@ static void product_free(product *p) {
 static product random_product(test_rng *r, int32_t type) {
     const uint32_t block = l3_type_block(type);
     const uint32_t cols  = block == 1 ? 1 + test_below(r, 300) : block * (1 + test_below(r, block == 32 ? 80 : 4));
-    return product_new(r, type, 1 + test_below(r, 50), cols, 1 + test_below(r, 30));
+    return product_new(r, type, 1 + test_below(r, 70), cols, 1 + test_below(r, 50));
 }
 
 /* ---- the same bits as plain C ---- */
 
 TEST(products_with_float_activations) {
     test_rng r = {1};
-    for (int level = L3_LEVEL_PLAIN; l3_level_name(level); level++) {
+    for (int level = FIRST_LEVEL; l3_level_name(level); level++) {
         const l3__kernels *k = l3__kernels_of(level);
         for (int i = 0; k && i < times(120); i++) {
             product      p    = random_product(&r, types[i % 6]);
@@ -172,7 +177,7 @@ static void check_rows(const l3__kernels *k, test_rng *r, uint32_t cols, uint32_
 
 TEST(vectors_as_in_plain_c) {
     test_rng r = {2};
-    for (int level = L3_LEVEL_PLAIN; l3_level_name(level); level++) {
+    for (int level = FIRST_LEVEL; l3_level_name(level); level++) {
         const l3__kernels *k = l3__kernels_of(level);
         for (uint32_t n = 1; k && n < 200; n += test_quick() ? 13 : 1) {
             check_vectors(k, &r, n);
@@ -185,7 +190,7 @@ TEST(vectors_as_in_plain_c) {
 /* e^x at every level over all of its range, in steps that meet every exponent. */
 TEST(exponentials) {
     test_rng r = {3};
-    for (int level = L3_LEVEL_PLAIN; l3_level_name(level); level++) {
+    for (int level = FIRST_LEVEL; l3_level_name(level); level++) {
         const l3__kernels *k = l3__kernels_of(level);
         for (int i = 0; k && i < times(5000); i++) {
             float x[L3__TILE], y[L3__TILE];
@@ -227,6 +232,9 @@ static float *multiply(const product *m, const l3__fast *f, uint32_t first, uint
     guard          packed = guard_new((size_t)size, L3_ALIGN, 0xff);
     f->pack(m->type, m->x + first * m->xs, m->xs, n, m->cols, packed.mem);
     l3__multiply(f, m->type, m->w + 1, m->row_bytes, m->rows, m->cols, packed.mem, n, y, m->rows);
+#ifdef L3__EMULATE_AMX
+    CHECK(amx_here()->palette == 0); /* released */
+#endif
     CHECK(guard_free(&packed));
     return y;
 }
@@ -250,7 +258,7 @@ static int check_fast(const product *m, const l3__fast *f) {
 
 TEST(products_with_packed_activations) {
     test_rng r = {4};
-    for (int level = L3_LEVEL_PLAIN + 1; l3_level_name(level); level++) {
+    for (int level = FIRST_LEVEL; l3_level_name(level); level++) {
         const l3__kernels *k = l3__kernels_of(level);
         for (int i = 0; k && i < times(120); i++) {
             product               p    = random_product(&r, types[i % 6]);
@@ -270,7 +278,7 @@ TEST(products_with_packed_activations) {
 /* An activation that is no number leaves no number in its position's outputs, and the other positions alone. */
 TEST(activations_that_are_no_numbers) {
     test_rng r = {7};
-    for (int level = L3_LEVEL_PLAIN + 1; l3_level_name(level); level++) {
+    for (int level = FIRST_LEVEL; l3_level_name(level); level++) {
         const l3__kernels *k = l3__kernels_of(level);
         for (int i = 0; k && i < 36; i++) {
             product               p                  = random_product(&r, types[i % 6]);
@@ -291,10 +299,34 @@ TEST(activations_that_are_no_numbers) {
     if (l3__choose_kernels(L3_LEVEL_BEST)->level == L3_LEVEL_PLAIN) SKIP("no level above plain works here");
 }
 
+/* Ones on the diagonal give what was packed as bf16: rounded to nearest, ties to even. */
+TEST(rounding_to_bf16) {
+    enum { N = 64 };
+    static const uint32_t low[5] = {0, 0x7fff, 0x8000, 0x8001, 0xffff};
+    test_rng              r      = {8};
+    float                 x[N * N];
+    unsigned char         w[N * N * 2 + 1];
+    const product         p = {L3_BF16, N, N, N, N * 2, N, w, NULL, x};
+    memset(w, 0, sizeof w);
+    for (uint32_t i = 0; i < N; i++) l3__put_le16(w + 1 + (i * N + i) * 2, 0x3f80);
+    for (uint32_t i = 0; i < N * N; i++)
+        x[i] = l3__as_float(test_below(&r, 2) << 31 | (64 + test_below(&r, 128)) << 23 | test_below(&r, 128) << 16 |
+                            low[test_below(&r, 5)]);
+    for (int level = FIRST_LEVEL; l3_level_name(level); level++) {
+        const l3__kernels *k = l3__kernels_of(level);
+        const l3__fast    *f = k ? k->prefill[l3__type_index(L3_BF16)] : NULL;
+        float             *y = f ? multiply(&p, f, 0, N) : NULL;
+        for (uint32_t i = 0; y && i < N * N; i++)
+            if (!CHECK(y[i] == (f->words == 16 ? l3__as_float(l3__to_bf16(x[i]) << 16) : x[i]))) break;
+        free(y);
+    }
+    if (l3__choose_kernels(L3_LEVEL_BEST)->level == L3_LEVEL_PLAIN) SKIP("no level above plain works here");
+}
+
 /* Long rows go through more than one panel. */
 TEST(long_rows) {
     test_rng r = {5};
-    for (int level = L3_LEVEL_PLAIN + 1; l3_level_name(level); level++) {
+    for (int level = FIRST_LEVEL; l3_level_name(level); level++) {
         const l3__kernels *k = l3__kernels_of(level);
         for (int i = 0; k && i < 6; i++) {
             product p = product_new(&r, types[i], 19, 4608, 5);
@@ -422,7 +454,7 @@ static void check_model(int i, int level, test_rng *r, double *most) {
 TEST(fast_sessions) {
     test_rng r    = {6};
     double   most = 0;
-    for (int level = L3_LEVEL_PLAIN; l3_level_name(level); level++)
+    for (int level = FIRST_LEVEL; l3_level_name(level); level++)
         for (int i = 0; l3_level_works(level) && i < times(level == L3_LEVEL_PLAIN ? 2 : 8); i++)
             check_model(i, level, &r, &most);
     if (test_verbose()) fprintf(stderr, "  largest difference of fast mode: %.3g of the logits' size\n", most);
@@ -465,17 +497,24 @@ TEST(levels) {
     free(f.bytes);
 }
 
+TEST(no_such_level) { SKIP("the level does not work here"); }
+
 int main(void) {
+    if (!l3_level_works(FIRST_LEVEL)) {
+        RUN(no_such_level);
+        return test_report(SUITE);
+    }
     RUN(products_with_float_activations);
     RUN(vectors_as_in_plain_c);
     RUN(exponentials);
     RUN(products_with_packed_activations);
     RUN(activations_that_are_no_numbers);
+    RUN(rounding_to_bf16);
     RUN(long_rows);
     RUN(fast_sessions);
     RUN(levels);
 #ifdef L3_THREADS
     free_pools();
 #endif
-    return test_report("kernels");
+    return test_report(SUITE);
 }
