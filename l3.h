@@ -287,7 +287,7 @@ typedef enum l3_verify {
 } l3_verify;
 
 typedef enum l3_mode {
-    L3_FAST, /* activations are rounded where the level gains by it: to int8, by blocks of 32, for Q8_0 and Q4_0 weights,
+    L3_FAST, /* activations are rounded where the level gains by it: to int8, by blocks of 32, for Q8_0, Q4_0 and Q6_K weights,
                 in l3_prefill also to bf16 for F16, BF16 and Q6_K ones, and with AMX for Q8_0 and Q4_0, too; weights are
                 then rounded to bf16 as well. The last bits depend on the level, and on which tokens came alone and which
                 together with others in a call of l3_prefill */
@@ -1344,6 +1344,15 @@ L3__OP void l3__transpose_avx2(__m256 *a) {
     }
 }
 L3__OP float l3__sum_avx2(const __m256 *lane) { return l3__total_avx2(_mm256_add_ps(lane[0], lane[1])); }
+/* 32 values of a block of Q6_K, the g-th of eight, without scales. */
+L3__OP __m256i l3__q6_avx2(const uint8_t *block, uint32_t g) {
+    const __m256i low = l3__bytes32(block + g / 4 * 64 + g % 2 * 32), high = l3__bytes32(block + 128 + g / 4 * 32);
+    const __m256i four =
+        _mm256_and_si256(_mm256_srl_epi16(low, _mm_cvtsi32_si128((int)(g % 4 / 2 * 4))), _mm256_set1_epi8(15));
+    const __m256i two =
+        _mm256_and_si256(_mm256_srl_epi16(high, _mm_cvtsi32_si128((int)(g % 4 * 2))), _mm256_set1_epi8(3));
+    return _mm256_sub_epi8(_mm256_or_si256(four, _mm256_slli_epi16(two, 4)), _mm256_set1_epi8(32));
+}
 /* Four of them: each addition serves two or four rows. */
 L3__OP __m128 l3__totals_avx2(__m256 a, __m256 b, __m256 c, __m256 d) {
     const __m256 ab  = _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
@@ -1941,6 +1950,47 @@ L3__AVX512 void l3__int8_avx512(int type, const uint8_t *w, size_t row_bytes, ui
     else l3__int8_rows_avx512(L3_Q4_0, w, row_bytes, rows, cols, x, n, y, ys);
 }
 
+/* ---- Q6_K: one row against 1 or 4 positions ---- */
+
+L3__BASE_OP void l3__q6_dots(const uint8_t *row, uint32_t cols, const l3__int8s *x, const size_t n, float *y,
+                             size_t ys) {
+    __m256 sum[4];
+    L3__EACH(p, n) sum[p] = _mm256_setzero_ps();
+    for (uint32_t b = 0; b < cols / 32; b++) {
+        const uint8_t *block = row + (size_t)(b / 8) * 210, *scales = block + 192 + b % 8 * 2;
+        const __m256i  q = l3__q6_avx2(block, b % 8), size = _mm256_abs_epi8(q);
+        const __m256i  scale = _mm256_set_m128i(_mm_set1_epi16((int8_t)scales[1]), _mm_set1_epi16((int8_t)scales[0]));
+        const float    d     = l3__half_avx2(block + 208);
+        l3__prefetch(block + L3__AHEAD / 4, 32);
+        L3__EACH(p, n) {
+            float         a;
+            const __m256i v = _mm256_sign_epi8(l3__bytes32(x[p].q + b * 32), q);
+            /* 32 * 127 * 2 fits 16 bits; times a scale of 8 bits it takes 32 */
+            const __m256i s = _mm256_madd_epi16(_mm256_maddubs_epi16(size, v), scale);
+            memcpy(&a, x[p].scale + b * 4, 4);
+            sum[p] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(s), _mm256_set1_ps(d * a), sum[p]);
+        }
+    }
+    L3__EACH(p, n) y[p * ys] = l3__total_avx2(sum[p]);
+}
+
+L3__BASE void l3__q6_rows(int type, const uint8_t *w, size_t row_bytes, uint32_t rows, uint32_t cols,
+                          const unsigned char *x, uint32_t n, float *y, size_t ys) {
+    (void)type;
+    for (uint32_t p = 0; p < n;) {
+        const uint32_t some = n - p >= 4 ? 4 : 1;
+        l3__int8s      a[4];
+        for (uint32_t i = 0; i < some; i++) a[i] = l3__int8s_at(x, p + i, cols);
+        for (uint32_t r = 0; r < rows; r++) {
+            if (some == 4) l3__q6_dots(w + r * row_bytes, cols, a, 4, y + p * ys + r, ys);
+            else l3__q6_dots(w + r * row_bytes, cols, a, 1, y + p * ys + r, ys);
+        }
+        p += some;
+    }
+}
+
+static const l3__fast l3__fast_q6_avx2 = {l3__pack_int8, l3__q6_rows, NULL, NULL, 1, 10, 0};
+
 /* ---- int8 for many positions: panels of 16 rows, words of 4 elements, tiles of 12 positions ---- */
 
 #define L3__P512 12
@@ -2463,17 +2513,18 @@ static const l3__fast l3__gemm_bfmmla = {l3__pack_bfmmla, NULL, l3__panel_bfmmla
 #define L3__W      8
 #define L3__P      6
 #define L3__TARGET target(L3__AVX2_TARGET)
-#define L3__TABLES                                                                                               \
-    static const l3__kernels l3__avx2_kernels = {L3_LEVEL_AVX2,                                                  \
-                                                 128,                                                            \
-                                                 L3__FLOAT_KERNELS,                                              \
-                                                 {NULL, NULL, NULL, &l3__int8_by_avx2, &l3__int8_by_avx2, NULL}, \
-                                                 {&l3__fast_f32_avx2, &l3__fast_f32_avx2, &l3__fast_f32_avx2,    \
-                                                  &l3__gemm_int16_avx2, &l3__gemm_int4_avx2, &l3__fast_f32_avx2}};
+#define L3__TABLES                                                                                              \
+    static const l3__kernels l3__avx2_kernels = {                                                               \
+        L3_LEVEL_AVX2,                                                                                          \
+        128,                                                                                                    \
+        L3__FLOAT_KERNELS,                                                                                      \
+        {NULL, NULL, NULL, &l3__int8_by_avx2, &l3__int8_by_avx2, &l3__fast_q6_avx2},                            \
+        {&l3__fast_f32_avx2, &l3__fast_f32_avx2, &l3__fast_f32_avx2, &l3__gemm_int16_avx2, &l3__gemm_int4_avx2, \
+         &l3__fast_f32_avx2}};
 #if defined(L3__EMULATE_AMX)
 #define L3__PAIRS_TARGET L3__TARGET
 #define L3__AMX_DECODE \
-    { NULL, NULL, NULL, &l3__int8_by_avx2, &l3__int8_by_avx2, NULL }
+    { NULL, NULL, NULL, &l3__int8_by_avx2, &l3__int8_by_avx2, &l3__fast_q6_avx2 }
 #endif
 #include "l3.h"
 #undef L3__ISA
@@ -2494,19 +2545,19 @@ static const l3__fast l3__gemm_bfmmla = {l3__pack_bfmmla, NULL, l3__panel_bfmmla
         L3_LEVEL_AVX512,                                                                                     \
         128,                                                                                                 \
         L3__FLOAT_KERNELS,                                                                                   \
-        {NULL, NULL, NULL, &l3__fast_int8_avx512, &l3__fast_int4_avx512, NULL},                              \
+        {NULL, NULL, NULL, &l3__fast_int8_avx512, &l3__fast_int4_avx512, &l3__fast_q6_avx2},                 \
         {&l3__fast_f32_avx512, &l3__fast_f32_avx512, &l3__fast_f32_avx512, &l3__gemm_int8_avx512,            \
          &l3__gemm_int8_avx512, &l3__fast_f32_avx512}};                                                      \
     static const l3__kernels l3__bf16_kernels = {                                                            \
         L3_LEVEL_BF16,                                                                                       \
         128,                                                                                                 \
         L3__FLOAT_KERNELS,                                                                                   \
-        {NULL, NULL, NULL, &l3__fast_int8_avx512, &l3__fast_int4_avx512, NULL},                              \
+        {NULL, NULL, NULL, &l3__fast_int8_avx512, &l3__fast_int4_avx512, &l3__fast_q6_avx2},                 \
         {&l3__fast_f32_avx512, &l3__fast_bf16, &l3__fast_bf16, &l3__gemm_int8_avx512, &l3__gemm_int8_avx512, \
          &l3__fast_bf16}};
 #if defined(L3__AMX_TARGET) && !defined(L3__EMULATE_AMX)
 #define L3__AMX_DECODE \
-    { NULL, NULL, NULL, &l3__fast_int8_avx512, &l3__fast_int4_avx512, NULL }
+    { NULL, NULL, NULL, &l3__fast_int8_avx512, &l3__fast_int4_avx512, &l3__fast_q6_avx2 }
 #endif
 #include "l3.h"
 #undef L3__ISA
@@ -4489,7 +4540,6 @@ L3__PART void L3__K(prefetch4)(const int type, const uint8_t *w, uint32_t i) {
 /* Elements first ... first + 31 of a row, to vectors. */
 L3__PART void L3__K(weights32)(const int type, const uint8_t *row, uint32_t first, L3__VF *w) {
     const uint8_t *q;
-    float          values[32];
     switch (type) {
     case L3_F32: {
         const void *p                   = row + (size_t)first * 4;
@@ -4510,10 +4560,24 @@ L3__PART void L3__K(weights32)(const int type, const uint8_t *row, uint32_t firs
         L3__EACH(j, 2 * L3__PARTS) w[j] = L3__K(times)(scale, L3__K(from_q4)(q + 2, (uint32_t)j * L3__W));
         break;
     }
-    default:
+    default: {
+#if defined(L3__X86)
+        const uint8_t *block = row + (size_t)(first / 256) * 210;
+        const float    d     = l3__from_f16(l3__le16(block + 208));
+        int8_t         v[32];
+        const void    *bytes = v;
+        _mm256_storeu_si256((__m256i *)(void *)v, l3__q6_avx2(block, first / 32 % 8));
+        L3__EACH(j, 2 * L3__PARTS) {
+            const float scale = d * (float)(int8_t)block[192 + first / 16 % 16 + j * L3__W / 16];
+            w[j]              = L3__K(times)(L3__K(all)(scale), L3__K(from_i8)((const uint8_t *)bytes + j * L3__W));
+        }
+#else
+        float values[32];
         l3__unpack_q6_k(row, first, 32, values);
         L3__EACH(j, 2 * L3__PARTS) w[j] = L3__K(load)(values + j * L3__W);
+#endif
         break;
+    }
     }
 }
 

@@ -9,14 +9,14 @@
 
 #include "synthetic.h"
 
-enum { LIST = 8, REPETITIONS = 99 };
+enum { LIST = 8, REPETITIONS = 99, SESSIONS = 64 };
 
 typedef struct settings {
     int         synthetic; /* a choice; -1: none */
     shape       shape;
     const char *threads, *prompts, *text, *tokenizer, *alloc, *output, *peer;
     uint32_t    thread_list[LIST], prompt_list[LIST], n_threads, n_prompts;
-    uint32_t    tokens, repetitions;
+    uint32_t    tokens, repetitions, sessions;
     bool        json, cold, without;
     cli_setup   setup;
 } settings;
@@ -53,6 +53,7 @@ static const char *parse(settings *s, int argc, char **argv) {
          {"-p", CLI_TEXT, &s->prompts, "TOKENS,...", "lengths of the prompt (128)", 0, 0},
          {"-n", CLI_U32, &s->tokens, "TOKENS", "tokens to decode after it (64)", 1, 1e6},
          {"-r", CLI_U32, &s->repetitions, "TIMES", "repetitions (3)", 1, REPETITIONS},
+         {"--sessions", CLI_U32, &s->sessions, "N", "texts decoded side by side, in one call (1)", 1, SESSIONS},
          {"--text", CLI_TEXT, &s->text, "FILE", "take the tokens from here (random: the worst for caches)", 0, 0},
          CLI_CONTEXT_OPTION(&s->setup),
          CLI_EXACT_OPTION(&s->setup),
@@ -292,13 +293,35 @@ typedef struct result {
     size_t   session;
 } result;
 
-/* An engine as a case wants it. */
-static void start(cli_engine *e, const settings *s, const char *path, const result *r) {
-    cli_setup setup = s->setup;
+/* An engine as a case wants it, and the sessions beside the first one. */
+typedef struct stand {
+    cli_engine  engine;
+    l3_session *sessions[SESSIONS];
+    void       *blocks[SESSIONS];
+    uint32_t    n;
+} stand;
+
+static void stand_open(stand *b, const settings *s, const char *path, const result *r) {
+    cli_engine *e     = &b->engine;
+    cli_setup   setup = s->setup;
+    l3_error    err;
+    memset(&err, 0, sizeof err);
     cli_open_model(e, path, setup.source);
     setup.context = r->context;
     setup.threads = r->threads;
     cli_start_session(e, &setup);
+    b->n           = s->sessions;
+    b->sessions[0] = e->session;
+    for (uint32_t i = 1; i < b->n; i++) {
+        b->blocks[i] = cli_aligned(e->session_size, "a session");
+        cli_check(l3_session_init(&b->sessions[i], e->model, &e->config, b->blocks[i], e->session_size, &err), path,
+                  &err);
+    }
+}
+
+static void stand_close(stand *b) {
+    for (uint32_t i = 1; i < b->n; i++) cli_free_aligned(b->blocks[i]);
+    cli_close(&b->engine);
 }
 
 typedef struct lap {
@@ -306,17 +329,23 @@ typedef struct lap {
     l3_stats before, after;         /* decoding */
 } lap;
 
-static lap run_once(cli_engine *e, const int32_t *ids, uint32_t prompt, uint32_t tokens) {
-    l3_error err;
-    lap      l;
+/* Each text goes on with the tokens of the one before it, one further. */
+static lap run_once(stand *b, const int32_t *ids, uint32_t prompt, uint32_t tokens) {
+    cli_engine *e = &b->engine;
+    l3_error    err;
+    lap         l;
     memset(&err, 0, sizeof err);
-    cli_check(l3_truncate(e->session, 0, &err), e->path, &err);
+    for (uint32_t i = 0; i < b->n; i++) cli_check(l3_truncate(b->sessions[i], 0, &err), e->path, &err);
     const double begin = cli_now();
-    cli_check(l3_prefill(e->session, ids, prompt, NULL, &err), e->path, &err);
+    for (uint32_t i = 0; i < b->n; i++) cli_check(l3_prefill(b->sessions[i], ids, prompt, NULL, &err), e->path, &err);
     const double   middle = cli_now();
     const uint64_t disk   = cli_disk_reads();
     l.before              = l3_session_stats(e->session);
-    for (uint32_t i = 0; i < tokens; i++) cli_check(l3_decode(e->session, ids[prompt + i], &err), e->path, &err);
+    for (uint32_t i = 0; i < tokens; i++) {
+        int32_t next[SESSIONS];
+        for (uint32_t k = 0; k < b->n; k++) next[k] = ids[(prompt + i + k) % (prompt + tokens)];
+        cli_check(l3_decode_batch(b->sessions, next, b->n, &err), e->path, &err);
+    }
     l.decode  = cli_now() - middle;
     l.prefill = middle - begin;
     l.disk    = (double)(cli_disk_reads() - disk);
@@ -324,27 +353,29 @@ static lap run_once(cli_engine *e, const int32_t *ids, uint32_t prompt, uint32_t
     return l;
 }
 
-static void repeat_once(cli_engine *e, const int32_t *ids, uint32_t tokens, result *r) {
-    const lap       l   = run_once(e, ids, r->prompt, tokens);
+static void repeat_once(stand *b, const int32_t *ids, uint32_t steps, result *r) {
+    cli_engine     *e      = &b->engine;
+    const lap       l      = run_once(b, ids, r->prompt, steps);
+    const double    tokens = (double)steps * b->n;
     const l3_stats *now = &l.after, *before = &l.before;
     r->rows    = (double)(now->row_bytes_read - before->row_bytes_read) / tokens;
     r->weights = (double)(now->weight_bytes_read - before->weight_bytes_read) / tokens;
-    r->needed  = weight_bytes(e->model) + (double)(now->row_bytes_asked - before->row_bytes_asked) / tokens +
-                kv_bytes(e, r->prompt + (tokens + 1) / 2.0);
+    r->needed  = weight_bytes(e->model) / b->n + (double)(now->row_bytes_asked - before->row_bytes_asked) / tokens +
+                kv_bytes(e, r->prompt + (steps + 1) / 2.0);
     r->hits = now->lookups > before->lookups
                   ? (double)(now->cache_hits - before->cache_hits) / (double)(now->lookups - before->lookups)
                   : 0;
     if (r->prefill.n == 0) r->cold_rows = r->rows;
-    add(&r->prefill, r->prompt / l.prefill);
+    add(&r->prefill, (double)r->prompt * b->n / l.prefill);
     add(&r->decode, tokens / l.decode);
     add(&r->first, l.prefill);
     add(&r->disk, l.disk / tokens);
 }
 
-static void repeat_plain(cli_engine *e, const int32_t *ids, uint32_t tokens, result *r) {
-    const lap l = run_once(e, ids, r->prompt, tokens);
-    add(&r->plain_prefill, r->prompt / l.prefill);
-    add(&r->plain_decode, tokens / l.decode);
+static void repeat_plain(stand *b, const int32_t *ids, uint32_t steps, result *r) {
+    const lap l = run_once(b, ids, r->prompt, steps);
+    add(&r->plain_prefill, (double)r->prompt * b->n / l.prefill);
+    add(&r->plain_decode, (double)steps * b->n / l.decode);
 }
 
 /* ---- another program ---- */
@@ -389,15 +420,15 @@ static void repeat_peer(const settings *s, const char *path, result *r) {
 /* ---- cases ---- */
 
 static void run_case(const settings *s, const char *path, const char *plain_path, const int32_t *ids, result *r) {
-    cli_engine e, plain;
+    static stand e, plain;
     r->context = s->setup.context ? s->setup.context : r->prompt + s->tokens;
     for (uint32_t i = 0; i < s->repetitions; i++) {
-        if (i == 0 && plain_path) start(&plain, s, plain_path, r);
-        if (s->cold && i) cli_close(&e);
+        if (i == 0 && plain_path) stand_open(&plain, s, plain_path, r);
+        if (s->cold && i) stand_close(&e);
         if (s->cold && !cli_drop(path)) cli_fail("--cold: the system keeps what it has read of %s", path);
         if (s->cold || i == 0) {
             const double begin = cli_now();
-            start(&e, s, path, r);
+            stand_open(&e, s, path, r);
             add(&r->open, cli_now() - begin);
         }
         repeat_once(&e, ids, s->tokens, r);
@@ -405,10 +436,10 @@ static void run_case(const settings *s, const char *path, const char *plain_path
         if (plain_path) repeat_plain(&plain, ids, s->tokens, r);
         if (s->peer) repeat_peer(s, path, r);
     }
-    r->threads = e.threads;
-    r->session = e.session_size;
-    cli_close(&e);
-    if (plain_path) cli_close(&plain);
+    r->threads = e.engine.threads;
+    r->session = e.engine.session_size;
+    stand_close(&e);
+    if (plain_path) stand_close(&plain);
 }
 
 /* After all cases, since looking at the whole mapping makes it resident. */
@@ -466,9 +497,10 @@ static void print_other(const char *name, const series *own, const series *other
 
 static void print_case(const settings *s, const result *r) {
     const double ideal = r->floor / r->needed;
-    printf("\n%" PRIu32 " thread%s, prompt of %" PRIu32 ", %" PRIu32 " tokens after it, --source %s%s, session of %s\n",
+    printf("\n%" PRIu32 " thread%s, prompt of %" PRIu32 ", %" PRIu32 " tokens after it, --source %s%s, %" PRIu32
+           " session%s of %s\n",
            r->threads, r->threads == 1 ? "" : "s", r->prompt, s->tokens, sources[s->setup.source],
-           s->cold ? " cold" : "", cli_bytes((double)r->session));
+           s->cold ? " cold" : "", s->sessions, s->sessions == 1 ? "" : "s", cli_bytes((double)r->session));
     print_series("prefill", &r->prefill, 1, "tokens/s");
     print_other("... no tables", &r->prefill, &r->plain_prefill);
     print_other("... COMMAND", &r->prefill, &r->peer_prefill);
@@ -512,6 +544,7 @@ static void json_case(const settings *s, const result *r, const char *type) {
            sources[s->setup.source], kv[s->setup.kv]);
     cli_json_u64("prompt", r->prompt);
     cli_json_u64("tokens", s->tokens);
+    cli_json_u64("sessions", s->sessions);
     cli_json_u64("context", r->context);
     cli_json_u64("cache_bytes", s->setup.cache);
     cli_json_bool("exact", s->setup.exact);
