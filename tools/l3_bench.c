@@ -604,7 +604,7 @@ static void print_all(const settings *s, const char *path, result *results, uint
 }
 
 int main(int argc, char **argv) {
-    settings      s    = {.tokens = 64, .repetitions = 3};
+    settings      s    = {.tokens = 64, .repetitions = 3, .sessions = 1};
     const char   *path = parse(&s, argc, argv), *plain = NULL;
     uint32_t      longest = 0;
     static result results[LIST * LIST];
