@@ -4466,34 +4466,47 @@ L3_API int l3_alloc_finish(l3_alloc *x, uint32_t row_count, uint32_t max_rows, i
 #define L3__K(name)     L3__JOIN(l3__##name, L3__INT8)
 #define L3__PART        static inline __attribute__((always_inline, unused, L3__INT8_TARGET))
 
-L3__PART void L3__K(int8_dots)(const int type, const uint8_t *w, size_t row_bytes, uint32_t blocks, l3__int8s x,
-                               const size_t rows, float *y) {
+/* y[p * ys + r] = row r times position p, for `rows` rows and `n` positions, both constants. */
+L3__PART void L3__K(int8_dots)(const int type, const uint8_t *w, size_t row_bytes, uint32_t blocks, const l3__int8s *x,
+                               const size_t rows, const size_t n, float *y, size_t ys) {
     const size_t block = type == L3_Q8_0 ? 34 : 18;
-    L3__K(v) sum[4];
-    L3__EACH(r, rows) sum[r] = L3__K(all)(0.0f);
+    L3__K(v) sum[4][4];
+    L3__EACH(r, rows) L3__EACH(p, n) sum[r][p] = L3__K(all)(0.0f);
     for (uint32_t b = 0; b < blocks; b++) {
-        float   scale;
-        int32_t bias;
-        memcpy(&scale, x.scale + b * 4, 4);
-        memcpy(&bias, x.bias + b * 4, 4);
         if (rows == 4) l3__prefetch(w + L3__AHEAD + b * 4 * block, 4 * block);
-        L3__EACH(r, rows) {
-            const uint8_t *q = w + r * row_bytes + b * block;
-            sum[r] = L3__K(fma)(L3__K(block)(type, q, x.q + b * 32, bias), L3__K(all)(scale * L3__K(half)(q)), sum[r]);
+        L3__EACH(p, n) {
+            float   scale;
+            int32_t bias;
+            memcpy(&scale, x[p].scale + b * 4, 4);
+            memcpy(&bias, x[p].bias + b * 4, 4);
+            L3__EACH(r, rows) {
+                const uint8_t *q = w + r * row_bytes + b * block;
+                sum[r][p] = L3__K(fma)(L3__K(block)(type, q, x[p].q + b * 32, bias), L3__K(all)(scale * L3__K(half)(q)),
+                                       sum[r][p]);
+            }
         }
     }
-    L3__EACH(r, rows) y[r] = L3__K(total)(sum[r]);
+    L3__EACH(r, rows) L3__EACH(p, n) y[p * ys + r] = L3__K(total)(sum[r][p]);
 }
 
+/* Four rows stay in the L1 cache for all positions; one of them is unpacked for four positions at once. */
 L3__PART void L3__K(int8_rows)(const int type, const uint8_t *w, size_t row_bytes, uint32_t rows, uint32_t cols,
                                const unsigned char *x, uint32_t n, float *y, size_t ys) {
+    const uint32_t blocks = cols / 32;
     for (uint32_t r = 0, some; r < rows; r += some) {
         const uint8_t *row = w + r * row_bytes;
+        uint32_t       p   = 0;
         some               = rows - r >= 4 ? 4 : 1;
-        for (uint32_t p = 0; p < n; p++) {
+        for (; p + 4 <= n; p += 4) {
+            l3__int8s a[4];
+            for (uint32_t i = 0; i < 4; i++) a[i] = l3__int8s_at(x, p + i, cols);
+            for (uint32_t i = 0; i < some; i++)
+                L3__K(int8_dots)(type, row + i * row_bytes, row_bytes, blocks, a, 1, 4, y + p * ys + r + i, ys);
+        }
+        for (; p < n; p++) {
             const l3__int8s a = l3__int8s_at(x, p, cols);
-            if (some == 4) L3__K(int8_dots)(type, row, row_bytes, cols / 32, a, 4, y + p * ys + r);
-            else L3__K(int8_dots)(type, row, row_bytes, cols / 32, a, 1, y + p * ys + r);
+            if (some == 4) L3__K(int8_dots)(type, row, row_bytes, blocks, &a, 4, 1, y + p * ys + r, ys);
+            else L3__K(int8_dots)(type, row, row_bytes, blocks, &a, 1, 1, y + p * ys + r, ys);
         }
     }
 }

@@ -236,11 +236,13 @@ static inline uint32_t cli_cores(void) {
 
 static inline uint64_t cli_process(void) { return (uint64_t)getpid(); }
 
-/* A command's output; what it returns comes from cli_pclose(). */
+/* A command's output. */
 static inline FILE *cli_popen(const char *command) { return popen(command, "r"); }
-static inline int   cli_pclose(FILE *f) {
-      const int status = pclose(f);
-      return WIFEXITED(status) ? WEXITSTATUS(status) : status;
+
+/* Returns what the command returned. */
+static inline int cli_pclose(FILE *f) {
+    const int status = pclose(f);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : status;
 }
 
 /* The bytes that this process has read from the disk; 0: not known here. */
