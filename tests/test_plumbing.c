@@ -461,21 +461,25 @@ static void *work(void *arg) { /* no checks here: they count in one place */
     return NULL;
 }
 
-TEST(sessions_in_threads) {
-    text   t = small_text();
+static void decode_in_threads(const l3_model *model, const text *t) {
     worker w[4];
-    rig    g;
-    REQUIRE(rig_open(&g, t.f, MAPPED) == L3_OK);
-    g.model->source = l3_source_memory(t.f.bytes, t.f.n); /* the mock counts, and is for one thread */
     for (int i = 0; i < 4; i++) {
-        w[i].model = g.model;
-        w[i].text  = &t;
+        w[i].model = model;
+        w[i].text  = t;
         CHECK_EQ(pthread_create(&w[i].thread, NULL, work, &w[i]), 0);
     }
     for (int i = 0; i < 4; i++) {
         pthread_join(w[i].thread, NULL);
         CHECK_EQ(w[i].bad, 0);
     }
+}
+
+TEST(sessions_in_threads) {
+    text t = small_text();
+    rig  g;
+    REQUIRE(rig_open(&g, t.f, MAPPED) == L3_OK);
+    g.model->source = l3_source_memory(t.f.bytes, t.f.n); /* the mock counts, and is for one thread */
+    decode_in_threads(g.model, &t);
     rig_close(&g);
     text_free(&t);
 }
@@ -584,18 +588,9 @@ TEST(reading_threads_that_fail) {
 
 TEST(sessions_that_share_a_reading_thread) {
     text    t = small_text();
-    worker  w[4];
     library l;
     REQUIRE(library_open(&l, &t, 0, 0));
-    for (int i = 0; i < 4; i++) {
-        w[i].model = l.model;
-        w[i].text  = &t;
-        CHECK_EQ(pthread_create(&w[i].thread, NULL, work, &w[i]), 0);
-    }
-    for (int i = 0; i < 4; i++) {
-        pthread_join(w[i].thread, NULL);
-        CHECK_EQ(w[i].bad, 0);
-    }
+    decode_in_threads(l.model, &t);
     library_close(&l);
     text_free(&t);
 }
