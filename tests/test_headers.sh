@@ -5,7 +5,7 @@ set -u
 cd "$(dirname "$0")/.." || exit 1
 work=$(mktemp -d) || exit 1
 trap 'rm -rf "$work"' EXIT
-passed=0 failed=0 skipped=0
+passed=0 failed=0 skipped=0 groups=0
 warnings="-Wall -Wextra -Wpedantic -Wconversion -Wshadow -Wcast-align -Werror"
 
 check() { # name, command ...
@@ -24,6 +24,18 @@ skip() {
     echo "skipped: $1" >&2
 }
 has() { command -v "$1" >/dev/null 2>&1; }
+
+# Compiling takes long: groups of checks run side by side, each in a directory of its own, and are counted at the end.
+group() { # name, command ...
+    groups=$((groups + 1))
+    mkdir "$work/$1"
+    (
+        work=$work/$1 passed=0 failed=0 skipped=0
+        shift
+        "$@"
+        echo "$passed $failed $skipped" >"$work/count"
+    ) &
+}
 
 write_unit() { # file, defines, headers ...
     file=$1 defines=$2
@@ -48,36 +60,29 @@ compile_all() { # compiler, standard, language suffix
     check "$1 $2 -O2" "$1" "$2" -O2 $warnings -c "$work/unit.$3" -o "$work/unit.o"
 }
 
-for cc in gcc clang; do
-    if ! has $cc; then
-        skip "$cc is not installed"
-        continue
-    fi
-    compile_all $cc -std=c99 c
-done
-for cxx in g++ clang++; do
-    if ! has $cxx; then
-        skip "$cxx is not installed"
-        continue
-    fi
-    compile_all $cxx -std=c++11 cpp
+for compiler in gcc clang g++ clang++; do
+    case $compiler in *++) set -- -std=c++11 cpp ;; *) set -- -std=c99 c ;; esac
+    if has $compiler; then group "$compiler" compile_all $compiler "$@"; else skip "$compiler is not installed"; fi
 done
 
 # Other word sizes, byte orders and character signs, where a cross compiler is there.
-for target in "gcc -m32 -idirafter /usr/include/x86_64-linux-gnu" "gcc -funsigned-char -fshort-enums" \
-    aarch64-linux-gnu-gcc arm-linux-gnueabihf-gcc "arm-none-eabi-gcc -mcpu=cortex-m4 -mthumb -DL3_NO_STDIO" \
-    "arm-none-eabi-gcc -mcpu=cortex-m0 -mthumb -DL3_NO_STDIO" riscv64-linux-gnu-gcc s390x-linux-gnu-gcc \
-    powerpc-linux-gnu-gcc x86_64-w64-mingw32-gcc; do
-    set -- $target
-    echo "int main(void) { return 0; }" >"$work/probe.c"
-    if ! has "$1" || ! "$@" -c "$work/probe.c" -o "$work/probe.o" 2>/dev/null ||
-        { [ "${2:-}" = -m32 ] && ! "$@" -include stdio.h -c "$work/probe.c" -o "$work/probe.o" 2>/dev/null; }; then
-        skip "no compiler: $target"
-        continue
-    fi
-    write_unit "$work/unit.c" "L3_IMPLEMENTATION" l3_model.h
-    check "$target" "$@" -std=c99 $warnings -fsyntax-only "$work/unit.c"
-done
+targets() {
+    for target in "gcc -m32 -idirafter /usr/include/x86_64-linux-gnu" "gcc -funsigned-char -fshort-enums" \
+        aarch64-linux-gnu-gcc arm-linux-gnueabihf-gcc "arm-none-eabi-gcc -mcpu=cortex-m4 -mthumb -DL3_NO_STDIO" \
+        "arm-none-eabi-gcc -mcpu=cortex-m0 -mthumb -DL3_NO_STDIO" riscv64-linux-gnu-gcc s390x-linux-gnu-gcc \
+        powerpc-linux-gnu-gcc x86_64-w64-mingw32-gcc; do
+        set -- $target
+        echo "int main(void) { return 0; }" >"$work/probe.c"
+        if ! has "$1" || ! "$@" -c "$work/probe.c" -o "$work/probe.o" 2>/dev/null ||
+            { [ "${2:-}" = -m32 ] && ! "$@" -include stdio.h -c "$work/probe.c" -o "$work/probe.o" 2>/dev/null; }; then
+            skip "no compiler: $target"
+            continue
+        fi
+        write_unit "$work/unit.c" "L3_IMPLEMENTATION" l3_model.h
+        check "$target" "$@" -std=c99 $warnings -fsyntax-only "$work/unit.c"
+    done
+}
+group targets targets
 
 # A system header first, in strict C99, hides pread and the advice calls: the header must still compile and map files.
 printf '#include <stdio.h>\n#define L3_IMPLEMENTATION\n#include "%s/l3_model.h"\nint main(void) { return 0; }\n' "$PWD" >"$work/late.c"
@@ -125,5 +130,11 @@ else
     skip "freestanding AArch64: no aarch64-linux-gnu-gcc or qemu-aarch64"
 fi
 
+wait
+for count in "$work"/*/count; do
+    read -r p f s <"$count"
+    passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+done
+[ "$(find "$work" -name count | wc -l)" -eq "$groups" ] || failed=$((failed + 1)) # a group that ended early
 echo "headers: $passed passed, $failed failed, $skipped skipped"
 [ $failed = 0 ]
