@@ -157,7 +157,7 @@ typedef struct l3_file {
     l3_source   source;
     const void *mapping; /* the whole file, or NULL */
     intptr_t    handle;  /* file descriptor, or HANDLE on Windows */
-    intptr_t    view; /* mapped: the page size, or on Windows the mapping object; L3_FILE_DIRECT: another descriptor */
+    intptr_t    view;    /* where it is mapped: the page size; on Windows the mapping object */
 } l3_file;
 
 typedef enum l3_file_mode {
@@ -1961,7 +1961,7 @@ L3__BASE_OP void l3__q6_dots(const uint8_t *row, uint32_t cols, const l3__int8s 
         const __m256i  q = l3__q6_avx2(block, b % 8), size = _mm256_abs_epi8(q);
         const __m256i  scale = _mm256_set_m128i(_mm_set1_epi16((int8_t)scales[1]), _mm_set1_epi16((int8_t)scales[0]));
         const float    d     = l3__half_avx2(block + 208);
-        l3__prefetch(block + L3__AHEAD / 4, 32);
+        if (b % 8 == 0) l3__prefetch(block + L3__AHEAD / 4, 210);
         L3__EACH(p, n) {
             float         a;
             const __m256i v = _mm256_sign_epi8(l3__bytes32(x[p].q + b * 32), q);

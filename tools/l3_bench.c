@@ -230,8 +230,8 @@ static double measure_floor(const cli_engine *e) {
     const l3_jobs *jobs  = &e->config.work.jobs;
     double         bytes = 0, best = 0;
     for (size_t i = 0; i < job.n; i++) bytes += 8.0 * (double)job.words[i];
-    const int times = (int)((64 << 20) / bytes) + 1;
-    for (int pass = 0; pass < 5 && !cli_stopped; pass++) {
+    const int times = bytes > 0 ? (int)((64 << 20) / bytes) + 1 : 0; /* no tensor of 64 bytes: no floor */
+    for (int pass = 0; pass < 5 && times && !cli_stopped; pass++) {
         const double start = cli_now();
         for (int i = 0; i < times && !cli_stopped; i++) {
             if (jobs->run) jobs->run(jobs->user, (uint32_t)job.n, sum_piece, &job);
