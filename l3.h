@@ -3877,9 +3877,9 @@ L3__FN float l3__score_scale(l3_work *w, const l3_lookup *l, const uint8_t *key)
     return l->score_scale * l3__rms_scale(w->kernels, w->row, l->key_length, l->norm_epsilon);
 }
 
-L3__FN void l3__attend_chunk(l3_work *w, const l3__chunk *c) {
+/* A chunk's rows for positions order[begin] ... order[end - 1] of its group. */
+L3__FN void l3__attend_chunk(l3_work *w, const l3__chunk *c, uint32_t begin, uint32_t end) {
     const l3_lookup *l     = &w->layers[c->layer];
-    const l3__group *g     = &w->groups[c->group];
     const size_t     row   = (size_t)l3_row_bytes(l->rows.type, l->rows.cols);
     const size_t     value = l->tied ? 0 : (size_t)l3_row_bytes(l->rows.type, l->key_length);
     const int        type  = l3__type_index(l->rows.type);
@@ -3888,7 +3888,7 @@ L3__FN void l3__attend_chunk(l3_work *w, const l3__chunk *c) {
         const uint8_t *keys = c->bytes + r * row;
         float          scale[L3__TILE], score[L3__TILE];
         for (uint32_t i = 0; i < n; i++) scale[i] = l3__score_scale(w, l, keys + i * row);
-        for (uint32_t i = g->begin; i < g->end; i++) {
+        for (uint32_t i = begin; i < end; i++) {
             const uint32_t p = w->order[i];
             const float   *q = w->query + (size_t)p * l->key_length;
             w->kernels->matmul[type](keys, row, n, l->key_length, q, 0, 1, score, 0);
@@ -3898,13 +3898,49 @@ L3__FN void l3__attend_chunk(l3_work *w, const l3__chunk *c) {
     }
 }
 
+#define L3__SHARE 8u /* positions of a token that pass by its mapped rows together */
+
+typedef struct l3__attend_groups_job {
+    l3_work *work;
+    uint32_t layer;
+} l3__attend_groups_job;
+
+/* Position order[i] and those after it in its group, if it is the first of L3__SHARE. */
+L3__FN void l3__attend_groups_piece(void *arg, uint32_t i) {
+    const l3__attend_groups_job *j = (const l3__attend_groups_job *)arg;
+    l3_work                     *w = j->work;
+    const l3_tensor             *t = &w->layers[j->layer].rows;
+    const l3__group             *g = w->groups;
+    l3__chunk                    c;
+    while (g->end <= i) g++;
+    if ((i - g->begin) % L3__SHARE != 0) return;
+    memset(&c, 0, sizeof c);
+    c.layer = j->layer;
+    c.rows  = g->rows;
+    c.bytes = (const uint8_t *)t->data + l3_row_bytes(t->type, t->cols) * g->first_row;
+    l3__attend_chunk(w, &c, i, g->end - i < L3__SHARE ? g->end : i + L3__SHARE);
+}
+
+/* All groups of a layer whose rows are in memory, on all threads. */
+L3__FN void l3__attend_groups(l3_work *w, uint32_t layer) {
+    const l3_lookup      *l        = &w->layers[layer];
+    const l3_jobs         nowhere  = {NULL, 0, NULL};
+    uint64_t              products = 0;
+    l3__attend_groups_job j        = {w, layer};
+    for (const l3__group *g = w->groups; g < w->groups + w->n_groups; g++)
+        products += (uint64_t)(g->end - g->begin) * g->rows * (l->key_length + l->value_length);
+    /* Normalized keys are unpacked into the work's one row. */
+    l3__run(products < 65536 || l->key_norm ? &nowhere : &w->config.jobs, w->n, l3__attend_groups_piece, &j);
+}
+
 /* sum (n, value_length) = softmax-weighted rows, each distinct token's rows brought in once. */
 L3__FN int l3__gather(l3_work *w, uint32_t layer, l3_error *err) {
-    l3__chunk current = w->ahead, next;
-    uint32_t  crc     = 0;
-    int       slot = 1, code = L3_OK;
-    bool      more = true;
-    next.active    = false;
+    const bool mapped  = w->layers[layer].rows.data != NULL;
+    l3__chunk  current = w->ahead, next;
+    uint32_t   crc     = 0;
+    int        slot = 1, code = L3_OK;
+    bool       more = true;
+    next.active     = false;
     if (current.active && current.layer == layer) {
         w->ahead.active = false;
     } else {
@@ -3919,7 +3955,8 @@ L3__FN int l3__gather(l3_work *w, uint32_t layer, l3_error *err) {
         if ((code = l3__chunk_verify(w, &current, &crc, err)) != L3_OK) break;
         more = l3__chunk_next(w, &current, &next);
         if (more && w->async) code = l3__chunk_begin(w, &next, slot ^= 1, err);
-        if (code == L3_OK) l3__attend_chunk(w, &current);
+        if (code == L3_OK && !mapped)
+            l3__attend_chunk(w, &current, w->groups[current.group].begin, w->groups[current.group].end);
         if (code == L3_OK) code = l3__check_progress(w, err);
         if (code != L3_OK) break;
         if (current.entry) current.entry->pinned = 0;
@@ -3927,6 +3964,7 @@ L3__FN int l3__gather(l3_work *w, uint32_t layer, l3_error *err) {
         current     = next;
         next.active = false;
     }
+    if (code == L3_OK && mapped) l3__attend_groups(w, layer);
     if (code == L3_OK) return L3_OK;
     l3__chunk_drop(w, &next);
     l3__chunk_drop(w, &current);
@@ -4677,8 +4715,12 @@ L3__PART void L3__K(matmul)(const int type, const uint8_t *w, size_t row_bytes, 
         for (uint32_t r = 0; r < rows; r++)
             L3__K(dots)(type, w + r * row_bytes, row_bytes, cols, x + p * xs, xs, 1, 4, y + p * ys + r, ys);
     for (; p < n; p++) {
-        uint32_t r = 0;
-        for (; r + 4 <= rows; r += 4)
+        uint32_t r     = 0;
+        bool     alone = false;
+#if defined(L3__X86) /* so little computing that one stream, which the processor's prefetcher follows best, is faster */
+        alone = cols >= 512 && (type == L3_F32 || type == L3_F16 || type == L3_BF16);
+#endif
+        for (; !alone && r + 4 <= rows; r += 4)
             L3__K(dots)(type, w + r * row_bytes, row_bytes, cols, x + p * xs, xs, 4, 1, y + p * ys + r, ys);
         for (; r < rows; r++)
             L3__K(dots)(type, w + r * row_bytes, row_bytes, cols, x + p * xs, xs, 1, 1, y + p * ys + r, ys);
