@@ -287,8 +287,8 @@ typedef enum l3_verify {
 } l3_verify;
 
 typedef enum l3_mode {
-    L3_FAST, /* activations are rounded where the level gains by it: to int8, by blocks of 32, for Q8_0, Q4_0 and Q6_K weights,
-                in l3_prefill also to bf16 for F16, BF16 and Q6_K ones, and with AMX for Q8_0 and Q4_0, too; weights are
+    L3_FAST, /* activations are rounded where the level gains by it: to int8, by blocks of 32, for Q8_0, Q4_0 and Q6_K weights
+                and for the scores of such rows, in l3_prefill also to bf16 for F16, BF16 and Q6_K ones, and with AMX for Q8_0 and Q4_0, too; weights are
                 then rounded to bf16 as well. The last bits depend on the level, and on which tokens came alone and which
                 together with others in a call of l3_prefill */
     L3_EXACT /* float activations, every reduction in a fixed order: the same bits at every level and however a text is
@@ -3870,6 +3870,21 @@ L3__FN void l3__attend_rows(l3_work *w, const l3_lookup *l, uint32_t p, float *s
     w->kernels->weigh_rows(l->rows.type, values + from * row, row, score + from, n - from, sum, l->value_length);
 }
 
+/* How rows meet queries in this mode: rounded to int8 like the activations of other weights of the type, or NULL: floats. */
+L3__FN const l3__fast *l3__fast_scores(const l3_work *w, const l3_lookup *l) {
+    return w->config.mode == L3_FAST ? w->kernels->decode[l3__type_index(l->rows.type)] : NULL;
+}
+
+/* score (n,) = rows times the query of position p. */
+L3__FN void l3__score_rows(const l3_work *w, const l3_lookup *l, const uint8_t *keys, size_t row, uint32_t n,
+                           uint32_t p, float *score) {
+    const l3__fast *f    = l3__fast_scores(w, l);
+    const uint32_t  d    = l->key_length;
+    const int       type = l->rows.type;
+    if (f) l3__multiply(f, type, keys, row, n, d, w->packed + p * l3__packed_bytes(f, 1, d), 1, score, 0);
+    else w->kernels->matmul[l3__type_index(type)](keys, row, n, d, w->query + (size_t)p * d, 0, 1, score, 0);
+}
+
 /* What multiplies a row's score. */
 L3__FN float l3__score_scale(l3_work *w, const l3_lookup *l, const uint8_t *key) {
     if (!l->key_norm) return l->score_scale;
@@ -3882,7 +3897,6 @@ L3__FN void l3__attend_chunk(l3_work *w, const l3__chunk *c, uint32_t begin, uin
     const l3_lookup *l     = &w->layers[c->layer];
     const size_t     row   = (size_t)l3_row_bytes(l->rows.type, l->rows.cols);
     const size_t     value = l->tied ? 0 : (size_t)l3_row_bytes(l->rows.type, l->key_length);
-    const int        type  = l3__type_index(l->rows.type);
     for (uint32_t r = 0; r < c->rows; r += L3__TILE) {
         const uint32_t n    = c->rows - r < L3__TILE ? c->rows - r : L3__TILE;
         const uint8_t *keys = c->bytes + r * row;
@@ -3890,8 +3904,7 @@ L3__FN void l3__attend_chunk(l3_work *w, const l3__chunk *c, uint32_t begin, uin
         for (uint32_t i = 0; i < n; i++) scale[i] = l3__score_scale(w, l, keys + i * row);
         for (uint32_t i = begin; i < end; i++) {
             const uint32_t p = w->order[i];
-            const float   *q = w->query + (size_t)p * l->key_length;
-            w->kernels->matmul[type](keys, row, n, l->key_length, q, 0, 1, score, 0);
+            l3__score_rows(w, l, keys, row, n, p, score);
             for (uint32_t k = 0; k < n; k++) score[k] *= scale[k];
             l3__attend_rows(w, l, p, score, keys + value, row, n);
         }
@@ -3984,6 +3997,8 @@ L3__FN int l3__make_queries(l3_work *w, const l3_lookup *l, const float *x, l3_e
         w->total[p] = 0;
     }
     memset(w->sum, 0, (size_t)w->n * l->value_length * sizeof(float));
+    const l3__fast *f = l3__fast_scores(w, l);
+    if (f) f->pack(l->rows.type, w->query, d, w->n, l->key_length, w->packed);
     return L3_OK;
 }
 
@@ -4047,10 +4062,13 @@ typedef struct l3__widths {
     uint32_t cols[L3__N_TYPES]; /* widest matrix of each type */
 } l3__widths;
 
+L3__FN void l3__need_packed(l3__widths *x, int type, uint32_t cols) {
+    uint32_t *widest = &x->cols[l3__type_index(type)];
+    if (*widest < cols) *widest = cols;
+}
+
 L3__FN void l3__need_cols(l3__widths *x, const l3_tensor *t) {
-    if (!l3__present(t)) return;
-    uint32_t *cols = &x->cols[l3__type_index(t->type)];
-    if (*cols < t->cols) *cols = t->cols;
+    if (l3__present(t)) l3__need_packed(x, t->type, t->cols);
 }
 
 L3__FN l3__widths l3__lookup_widths(const l3_lookup *layers, uint32_t n) {
@@ -4066,6 +4084,7 @@ L3__FN l3__widths l3__lookup_widths(const l3_lookup *layers, uint32_t n) {
         if (!l->rows.data && s && s->start) x.start = true;
         l3__need_cols(&x, &l->up);
         l3__need_cols(&x, &l->mix);
+        l3__need_packed(&x, l->rows.type, l->key_length);
     }
     return x;
 }

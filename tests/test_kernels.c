@@ -346,7 +346,7 @@ static mk_spec spec_of(int i) {
     memset(&s, 0, sizeof s);
     s.seed = (uint64_t)i + 1, s.dim = 256, s.ffn = 256, s.vocab = 300, s.context = 128, s.value_length = 256;
     s.up_length = 256, s.n_lookups = 2, s.lookup_blocks[1] = 1;
-    s.weight_type = made[i % 6], s.row_type = made[(i + 3) % 6];
+    s.weight_type = made[i % 6], s.row_type = made[(i + 2) % 6];
     s.n_heads = 2u << i % 4, s.n_kv_heads = i % 2 ? 2 : 1; /* heads of 128, 64, 32, and 16, which goes without tiles */
     return s;
 }
