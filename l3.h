@@ -356,6 +356,24 @@ L3_API int l3_lookup_begin(l3_work *work, const int32_t *tokens, uint32_t n, l3_
 /* Runs layers[layer] for the tokens of the last begin. x: (n, key_length) in their order, in place.
  * Layers are best run in the order in which they were given. After an error x is as it was; begin again. */
 L3_API int l3_lookup_forward(l3_work *work, uint32_t layer, float *x, l3_error *err);
+
+#ifndef L3_NO_STDIO
+/* Another machine, of which a tool wants to know sizes. Its bytes of structs that blocks begin with or hold, by struct;
+ * those of l3_model.h are here, too. */
+typedef struct l3_target {
+    uint32_t align;   /* L3_ALIGN of its build */
+    uint32_t pointer; /* bytes of a pointer and of a size_t */
+    uint32_t lookup, work, model, block, session, tokenizer, sampler;
+} l3_target;
+
+/* 32-bit machines with L3_NO_STDIO: exact for Arm and RISC-V; where 64-bit numbers are aligned to 4 bytes (i686) the blocks
+ * are a little smaller. */
+L3_API l3_target l3_target_32(void);
+/* l3_work_size() there. For these calls and those of l3_model.h L3_LEVEL_BEST means plain C. */
+L3_API size_t l3_work_size_for(const l3_target *target, const l3_lookup *layers, uint32_t n_layers,
+                               const l3_work_config *config);
+#endif
+
 /* Hints the rows of tokens that will come later, for example the rest of a prompt. Errors show when they are used. */
 L3_API void     l3_lookup_hint(l3_work *work, const int32_t *tokens, uint32_t n);
 L3_API l3_stats l3_work_stats(const l3_work *work);
@@ -581,16 +599,33 @@ L3__INLINE uint32_t l3__as_bits(float f) {
     return bits;
 }
 
+/* Bytes of a struct, of a pointer, and L3_ALIGN, where an arena is meant for. */
+#ifdef L3_NO_STDIO
+typedef void l3__target;
+#define L3__BYTES_OF(a, type, field) ((void)(a), sizeof(type))
+#define L3__ALIGN_OF(a)              ((void)(a), (uint32_t)L3_ALIGN)
+#else
+typedef l3_target l3__target;
+#define L3__BYTES_OF(a, type, field) ((a)->target ? (a)->target->field : sizeof(type))
+#define L3__ALIGN_OF(a)              ((a)->target ? (a)->target->align : (uint32_t)L3_ALIGN)
+#endif
+
 /* Carves a caller's block. With base NULL it only counts: every _size call is its _init call's layout, run dry. */
 typedef struct l3__arena {
-    unsigned char *base;
-    uint64_t       used, peak;
-    bool           overflow;
+    unsigned char    *base;
+    const l3__target *target; /* NULL: this machine; else base is NULL */
+    uint64_t          used, peak;
+    bool              overflow;
 } l3__arena;
+
+L3__FN l3__arena l3__arena_of(void *base, const l3__target *target) {
+    const l3__arena a = {(unsigned char *)base, target, 0, 0, false};
+    return a;
+}
 
 L3__FN void *l3__take(l3__arena *a, uint64_t count, uint64_t size) {
     uint64_t       bytes, end;
-    const uint64_t start = (a->used + (L3_ALIGN - 1)) & ~(uint64_t)(L3_ALIGN - 1);
+    const uint64_t mask = L3__ALIGN_OF(a) - 1, start = (a->used + mask) & ~mask;
     if (!l3__mul(count, size, &bytes) || !l3__add(start, bytes, &end) || end > (UINT64_MAX >> 1)) {
         a->overflow = true;
         return NULL;
@@ -602,15 +637,16 @@ L3__FN void *l3__take(l3__arena *a, uint64_t count, uint64_t size) {
 
 /* count times size bytes that start on a multiple of align, which may be more than L3_ALIGN: takes the worst case. */
 L3__FN unsigned char *l3__take_aligned(l3__arena *a, uint64_t bytes, uint32_t align) {
-    const uint32_t slack = bytes && align > L3_ALIGN ? align - L3_ALIGN : 0;
-    unsigned char *p     = (unsigned char *)l3__take(a, bytes + slack, 1);
+    const uint32_t have = L3__ALIGN_OF(a), slack = bytes && align > have ? align - have : 0;
+    unsigned char *p = (unsigned char *)l3__take(a, bytes + slack, 1);
     if (p && slack) p += (align - (uint32_t)((uintptr_t)p % align)) % align;
     return p;
 }
 
 /* Ends a layout: the exact size, or 0 if it does not fit this machine. */
 L3__FN size_t l3__arena_size(const l3__arena *a) {
-    return a->overflow || a->peak > (uint64_t)(SIZE_MAX / 2) ? 0 : (size_t)a->peak;
+    const uint64_t most = L3__BYTES_OF(a, void *, pointer) < sizeof(uint64_t) ? UINT32_MAX / 2 : UINT64_MAX / 2;
+    return a->overflow || a->peak > most || a->peak > (uint64_t)(SIZE_MAX / 2) ? 0 : (size_t)a->peak;
 }
 
 /* Checks a caller's block against the size that a layout needs. */
@@ -3291,12 +3327,13 @@ L3__FN l3__entry *l3__cache_add(l3__cache *c, uint32_t layer, int32_t token, siz
 /* The index and the counts are within the budget. No more counts than tokens. */
 L3__FN void l3__cache_layout(l3__arena *a, l3__cache *c, size_t budget, uint32_t vocab) {
     memset(c, 0, sizeof *c);
+    const size_t word = L3__BYTES_OF(a, size_t, pointer);
     if (budget < 1024) return;
     c->n_buckets = c->n_counts = 1;
     while (c->n_buckets * 1024 <= budget / 2) c->n_buckets *= 2;
     while (c->n_counts < vocab && c->n_counts < 16 * c->n_buckets) c->n_counts *= 2;
-    c->size    = (budget - c->n_buckets * sizeof(size_t) - c->n_counts) & ~(size_t)7;
-    c->buckets = (size_t *)l3__take(a, c->n_buckets, sizeof(size_t));
+    c->size    = (budget - c->n_buckets * word - c->n_counts) & ~(size_t)7;
+    c->buckets = (size_t *)l3__take(a, c->n_buckets, word);
     c->counts  = (uint8_t *)l3__take(a, c->n_counts, 1);
     c->bytes   = (unsigned char *)l3__take(a, c->size, 1);
 }
@@ -4108,10 +4145,10 @@ L3_API size_t l3_work_window_min(const l3_lookup *layers, uint32_t n_layers) {
 
 /* One layout for size and init: base NULL counts. */
 L3__FN size_t l3__work_place(l3_work *w, const l3_lookup *layers, uint32_t n_layers, const l3_work_config *config,
-                             void *base) {
+                             const l3__target *target, void *base) {
     const l3__widths widths = l3__lookup_widths(layers, n_layers);
-    l3__arena        a      = {(unsigned char *)base, 0, 0, false};
-    (void)l3__take(&a, 1, sizeof(l3_work));
+    l3__arena        a      = l3__arena_of(base, target);
+    (void)l3__take(&a, 1, L3__BYTES_OF(&a, l3_work, work));
     if (!l3__work_layout(&a, w, layers, n_layers, config, &widths)) return 0;
     l3__scratch_layout(&a, w);
     return l3__arena_size(&a);
@@ -4119,8 +4156,31 @@ L3__FN size_t l3__work_place(l3_work *w, const l3_lookup *layers, uint32_t n_lay
 
 L3_API size_t l3_work_size(const l3_lookup *layers, uint32_t n_layers, const l3_work_config *config) {
     l3_work w;
-    return l3__work_place(&w, layers, n_layers, config, NULL);
+    return l3__work_place(&w, layers, n_layers, config, NULL, NULL);
 }
+
+#ifndef L3_NO_STDIO
+L3_API l3_target l3_target_32(void) {
+    const l3_target t = {16, 4, 296, 280, 432, 288, 416, 144, 80}; /* tests/test_sizes.sh compares */
+    return t;
+}
+
+/* A configuration for another machine: what is best here is not there. */
+L3__FN l3_work_config l3__config_for(const l3_work_config *config) {
+    l3_work_config c;
+    memset(&c, 0, sizeof c);
+    if (config) c = *config;
+    if (c.level == L3_LEVEL_BEST) c.level = L3_LEVEL_PLAIN;
+    return c;
+}
+
+L3_API size_t l3_work_size_for(const l3_target *target, const l3_lookup *layers, uint32_t n_layers,
+                               const l3_work_config *config) {
+    l3_work              w;
+    const l3_work_config c = l3__config_for(config);
+    return l3__work_place(&w, layers, n_layers, &c, target, NULL);
+}
+#endif
 
 L3__FN int l3__window_error(l3_error *err, uint64_t window, uint64_t least) {
     return l3__fail(err, L3_ERR_ARGUMENT, 0, "a window of %U bytes is too small: the longest row needs %U", window,
@@ -4148,7 +4208,7 @@ L3_API int l3_work_init(l3_work **work, const l3_lookup *layers, uint32_t n_laye
         if (layers[i].vocab != layers[0].vocab || layers[i].key_length != layers[0].key_length)
             return l3__fail(err, L3_ERR_ARGUMENT, 0, "layer %u has another vocabulary or key length than layer 0", i);
     l3_work *w = (l3_work *)mem;
-    (void)l3__work_place(w, layers, n_layers, config, mem);
+    (void)l3__work_place(w, layers, n_layers, config, NULL, mem);
     l3__work_reset(w);
     *work = w;
     return L3_OK;
@@ -4282,7 +4342,7 @@ L3__FN uint64_t l3__alloc_layout(l3__arena *a, l3_alloc *x, uint32_t vocab, uint
 
 L3_API size_t l3_alloc_size(uint32_t vocab, uint32_t max_codewords) {
     l3_alloc  x;
-    l3__arena a = {NULL, 0, 0, false};
+    l3__arena a = l3__arena_of(NULL, NULL);
     if (vocab == 0 || max_codewords < vocab || max_codewords > INT32_MAX) return 0;
     (void)l3__take(&a, 1, sizeof x);
     return (size_t)l3__alloc_layout(&a, &x, vocab, max_codewords);
@@ -4290,7 +4350,7 @@ L3_API size_t l3_alloc_size(uint32_t vocab, uint32_t max_codewords) {
 
 L3_API int l3_alloc_init(l3_alloc **alloc, uint32_t vocab, uint32_t max_codewords, void *mem, size_t size,
                          l3_error *err) {
-    l3__arena a = {(unsigned char *)mem, 0, 0, false};
+    l3__arena a = l3__arena_of(mem, NULL);
     if (vocab == 0 || max_codewords < vocab || max_codewords > INT32_MAX)
         return l3__fail(err, L3_ERR_ARGUMENT, 0, "%u codewords for a vocabulary of %u; at least one a token is right",
                         max_codewords, vocab);

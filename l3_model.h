@@ -122,6 +122,10 @@ typedef struct l3_model_config {
 /* Bytes that l3_model_open needs for this file: descriptions of tensors and a sparse index of the vocabulary, no weights.
  * Reads the metadata once. config may be NULL, here and below. */
 L3_API int l3_model_size(const l3_source *source, const l3_model_config *config, size_t *size, l3_error *err);
+#ifndef L3_NO_STDIO
+/* l3_model_size() on another machine, for tools that tell sizes before a program is made. */
+L3_API int l3_model_size_for(const l3_target *target, const l3_source *source, size_t *size, l3_error *err);
+#endif
 /* mem: size bytes aligned to L3_ALIGN, used until the model is forgotten; there is nothing to free. *source is copied; what
  * it refers to must outlive the model. Every tensor's place, shape and type and every lookup offset is checked.
  * L3_ERR_FORMAT, L3_ERR_UNSUPPORTED, L3_ERR_CHECKSUM (required, and none), L3_ERR_IO, L3_ERR_MEMORY. */
@@ -150,6 +154,11 @@ typedef struct l3_session l3_session;
 
 /* Bytes of a session, exact, or 0 if the configuration cannot work (l3_session_init says why). */
 L3_API size_t l3_session_size(const l3_model *model, const l3_session_config *config);
+#ifndef L3_NO_STDIO
+/* l3_session_size() on another machine, exact if it gets at the file in the same way: what the model has mapped is mapped
+ * there, what is read is read with the same source.align and start. */
+L3_API size_t l3_session_size_for(const l3_target *target, const l3_model *model, const l3_session_config *config);
+#endif
 /* The least config->work.window that works; 0 when everything is mapped. */
 L3_API size_t l3_session_window_min(const l3_model *model);
 /* mem: size bytes, aligned to L3_ALIGN, used until the session is forgotten; there is nothing to free. */
@@ -210,6 +219,10 @@ typedef struct l3_tokenizer l3_tokenizer;
 L3_API size_t l3_tokenizer_size(const l3_model *model, size_t run);
 L3_API int    l3_tokenizer_init(l3_tokenizer **tokenizer, const l3_model *model, size_t run, void *mem, size_t size,
                                 l3_error *err);
+#ifndef L3_NO_STDIO
+/* l3_tokenizer_size() on another machine. */
+L3_API size_t l3_tokenizer_size_for(const l3_target *target, const l3_model *model, size_t run);
+#endif
 
 enum {
     L3_TEXT_SPECIAL  = 1, /* the text of control tokens ("<s>") means the token */
@@ -253,6 +266,10 @@ L3_API l3_sampling l3_sampling_defaults(void);
 L3_API size_t l3_sampler_size(const l3_sampling *sampling, uint32_t vocab);
 L3_API int    l3_sampler_init(l3_sampler **sampler, const l3_sampling *sampling, uint32_t vocab, void *mem, size_t size,
                               l3_error *err);
+#ifndef L3_NO_STDIO
+/* l3_sampler_size() on another machine. */
+L3_API size_t l3_sampler_size_for(const l3_target *target, const l3_sampling *sampling, uint32_t vocab);
+#endif
 /* Tells which tokens came, for the repetition penalty: the prompt, and what was sampled. */
 L3_API void l3_sampler_accept(l3_sampler *sampler, const int32_t *tokens, size_t n);
 /* The next token: repetition penalty, top-k, top-p, min-p, temperature, then one draw from the cumulative distribution in
@@ -1153,27 +1170,37 @@ L3__FN int l3__check_lookups(const l3_model *m, const l3_model_config *config, l
     return L3_OK;
 }
 
-L3__FN size_t l3__model_layout(l3_model *m, const l3__keys *k, void *base) {
-    l3__arena a = {(unsigned char *)base, 0, 0, false};
-    (void)l3__take(&a, 1, sizeof *m);
+L3__FN size_t l3__model_layout(l3_model *m, const l3__keys *k, const l3__target *target, void *base) {
+    l3__arena a = l3__arena_of(base, target);
+    (void)l3__take(&a, 1, L3__BYTES_OF(&a, l3_model, model));
     m->info          = k->info;
     m->vocabulary    = k->vocabulary;
-    m->blocks        = (l3__block *)l3__take(&a, k->info.n_blocks, sizeof(l3__block));
-    m->lookups       = (l3_lookup *)l3__take(&a, k->info.n_lookups, sizeof(l3_lookup));
+    m->blocks        = (l3__block *)l3__take(&a, k->info.n_blocks, L3__BYTES_OF(&a, l3__block, block));
+    m->lookups       = (l3_lookup *)l3__take(&a, k->info.n_lookups, L3__BYTES_OF(&a, l3_lookup, lookup));
     m->lookup_blocks = (uint32_t *)l3__take(&a, k->info.n_lookups, sizeof(uint32_t));
     m->checkpoints   = (uint32_t *)l3__take(
           &a, k->info.has_tokenizer ? (k->info.vocab + L3__CHECKPOINT - 1) / L3__CHECKPOINT : 0, sizeof(uint32_t));
     return l3__arena_size(&a);
 }
 
-L3_API int l3_model_size(const l3_source *source, const l3_model_config *config, size_t *size, l3_error *err) {
+L3__FN int l3__model_bytes(const l3_source *source, const l3__target *target, size_t *size, l3_error *err) {
     l3__keys  k;
     l3_model  m;
     const int code = l3__scan_keys(&k, source, err);
-    (void)config;
-    if (code == L3_OK) *size = l3__model_layout(&m, &k, NULL);
+    if (code == L3_OK) *size = l3__model_layout(&m, &k, target, NULL);
     return code;
 }
+
+L3_API int l3_model_size(const l3_source *source, const l3_model_config *config, size_t *size, l3_error *err) {
+    (void)config;
+    return l3__model_bytes(source, NULL, size, err);
+}
+
+#ifndef L3_NO_STDIO
+L3_API int l3_model_size_for(const l3_target *target, const l3_source *source, size_t *size, l3_error *err) {
+    return l3__model_bytes(source, target, size, err);
+}
+#endif
 
 L3_API int l3_model_open(l3_model **model, const l3_source *source, const l3_model_config *config, void *mem,
                          size_t size, l3_error *err) {
@@ -1181,10 +1208,10 @@ L3_API int l3_model_open(l3_model **model, const l3_source *source, const l3_mod
     l3_model              count, *m = (l3_model *)mem;
     const l3_gguf_visitor everything = {&k, l3__on_key, l3__on_string, l3__on_tensor, l3__on_data};
     int                   code       = l3__scan_keys(&k, source, err);
-    if (code == L3_OK) code = l3__check_block(mem, size, l3__model_layout(&count, &k, NULL), err);
+    if (code == L3_OK) code = l3__check_block(mem, size, l3__model_layout(&count, &k, NULL, NULL), err);
     if (code != L3_OK) return code;
-    memset(mem, 0, l3__model_layout(&count, &k, NULL));
-    (void)l3__model_layout(m, &k, mem);
+    memset(mem, 0, l3__model_layout(&count, &k, NULL, NULL));
+    (void)l3__model_layout(m, &k, NULL, mem);
     m->source = *source;
     m->tables = config && config->tables ? *config->tables : *source;
     if (m->tables.size != m->source.size)
@@ -1388,12 +1415,14 @@ L3__FN void l3__session_scratch(l3__arena *a, l3_session *s) {
 }
 
 /* Size and init in one: with base NULL it only counts. 0: the configuration cannot work. */
-L3__FN size_t l3__session_layout(l3_session *s, const l3_model *m, const l3_session_config *config, void *base) {
+L3__FN size_t l3__session_layout(l3_session *s, const l3_model *m, const l3_session_config *config,
+                                 const l3__target *target, void *base) {
     const l3_info   *x      = &m->info;
     const l3__widths widths = l3__model_widths(m);
-    l3__arena        a      = {(unsigned char *)base, 0, 0, false};
+    l3__arena        a      = l3__arena_of(base, target);
+    const size_t     word   = L3__BYTES_OF(&a, void *, pointer);
     uint64_t         kv;
-    (void)l3__take(&a, 1, sizeof *s);
+    (void)l3__take(&a, 1, L3__BYTES_OF(&a, l3_session, session));
     memset(s, 0, sizeof *s);
     s->model = m;
     if (config) s->config = *config;
@@ -1405,9 +1434,9 @@ L3__FN size_t l3__session_layout(l3_session *s, const l3_model *m, const l3_sess
     s->kv         = (unsigned char *)l3__take(&a, kv, 1);
     s->logits     = (float *)l3__take(&a, x->vocab, sizeof(float));
     s->rope_rates = (double *)l3__take(&a, x->rope_dims / 2, sizeof(double));
-    s->owner      = (l3_session **)l3__take(&a, batch, sizeof(l3_session *));
+    s->owner      = (l3_session **)l3__take(&a, batch, word);
     s->at         = (uint32_t *)l3__take(&a, batch, sizeof(uint32_t));
-    s->wanted     = (float **)l3__take(&a, batch, sizeof(float *));
+    s->wanted     = (float **)l3__take(&a, batch, word);
     s->x          = (float *)l3__take(&a, batch * x->dim, sizeof(float));
     s->normed     = (float *)l3__take(&a, batch * x->dim, sizeof(float));
     s->out        = (float *)l3__take(&a, batch * x->dim, sizeof(float));
@@ -1436,8 +1465,19 @@ L3__FN int l3__check_session(const l3_model *m, const l3_session_config *c, l3_e
 
 L3_API size_t l3_session_size(const l3_model *m, const l3_session_config *config) {
     l3_session s;
-    return l3__check_session(m, config, NULL) == L3_OK ? l3__session_layout(&s, m, config, NULL) : 0;
+    return l3__check_session(m, config, NULL) == L3_OK ? l3__session_layout(&s, m, config, NULL, NULL) : 0;
 }
+
+#ifndef L3_NO_STDIO
+L3_API size_t l3_session_size_for(const l3_target *target, const l3_model *m, const l3_session_config *config) {
+    l3_session        s;
+    l3_session_config c;
+    memset(&c, 0, sizeof c);
+    if (config) c = *config;
+    c.work = l3__config_for(&c.work);
+    return l3__check_session(m, &c, NULL) == L3_OK ? l3__session_layout(&s, m, &c, target, NULL) : 0;
+}
+#endif
 
 L3_API int l3_session_init(l3_session **session, const l3_model *m, const l3_session_config *config, void *mem,
                            size_t size, l3_error *err) {
@@ -1446,7 +1486,7 @@ L3_API int l3_session_init(l3_session **session, const l3_model *m, const l3_ses
     if (code != L3_OK) return code;
     l3_session    *s = (l3_session *)mem;
     const l3_info *x = &m->info;
-    (void)l3__session_layout(s, m, config, mem);
+    (void)l3__session_layout(s, m, config, NULL, mem);
     l3__work_reset(&s->work);
     for (uint32_t i = 0; i < x->rope_dims / 2; i++)
         s->rope_rates[i] = l3__exp(-2.0 * i / x->rope_dims * l3__log(x->rope_base));
@@ -1997,11 +2037,11 @@ struct l3_tokenizer {
     uint32_t    n_buckets;       /* a power of two */
     uint32_t    longest_special; /* bytes of the longest control or user-defined piece */
     bool        has_user_defined;
-    int32_t     byte_ids[256]; /* -1: none */
-    uint8_t     starts[32];    /* bit set: first bytes of control and user-defined pieces */
-    uint8_t    *joins;   /* (8192,) bit set of 65536: some piece has these last bytes of characters side by side */
-    l3__symbol *symbols; /* (run,) */
-    l3__merge  *heap;    /* (2 run,) best merge first */
+    int32_t    *byte_ids;   /* (256,) -1: none */
+    uint8_t     starts[32]; /* bit set: first bytes of control and user-defined pieces */
+    uint8_t    *joins;      /* (8192,) bit set of 65536: some piece has these last bytes of characters side by side */
+    l3__symbol *symbols;    /* (run,) */
+    l3__merge  *heap;       /* (2 run,) best merge first */
     uint32_t    n_symbols, n_heap;
 
     /* For decoding. */
@@ -2203,7 +2243,7 @@ L3__FN int l3__index_pass(l3_tokenizer *t, bool fill) {
 L3__FN int l3__build_index(l3_tokenizer *t) {
     memset(t->buckets, 0, ((size_t)t->n_buckets + 1) * sizeof *t->buckets);
     memset(t->joins, 0, 8192);
-    memset(t->byte_ids, 0xff, sizeof t->byte_ids);
+    memset(t->byte_ids, 0xff, 256 * sizeof *t->byte_ids);
     int code = l3__index_pass(t, false);
     for (uint32_t i = 1; i <= t->n_buckets; i++) t->buckets[i] += t->buckets[i - 1];
     if (code == L3_OK) code = l3__index_pass(t, true);
@@ -2401,10 +2441,11 @@ L3_API int l3_tokenize(l3_tokenizer *t, const char *text, size_t length, int fla
     return l3__fail(err, L3_ERR_MEMORY, 0, "%U token IDs do not fit in %U", (uint64_t)out.n, (uint64_t)capacity);
 }
 
-L3__FN size_t l3__tokenizer_layout(l3_tokenizer *t, const l3_model *m, size_t run, void *base) {
+L3__FN size_t l3__tokenizer_layout(l3_tokenizer *t, const l3_model *m, size_t run, const l3__target *target,
+                                   void *base) {
     const uint32_t align = l3__align_of(&m->source), vocab = m->info.vocab;
-    l3__arena      a = {(unsigned char *)base, 0, 0, false};
-    (void)l3__take(&a, 1, sizeof *t);
+    l3__arena      a = l3__arena_of(base, target);
+    (void)l3__take(&a, 1, L3__BYTES_OF(&a, l3_tokenizer, tokenizer));
     memset(t, 0, sizeof *t);
     t->model           = m;
     t->run             = run ? run + 1 : 0;
@@ -2417,18 +2458,26 @@ L3__FN size_t l3__tokenizer_layout(l3_tokenizer *t, const l3_model *m, size_t ru
     if (t->run > UINT32_MAX / 2) return 0;
     t->n_buckets = 1;
     while (t->n_buckets < vocab / 4) t->n_buckets *= 2;
-    t->index   = (uint32_t *)l3__take(&a, vocab, sizeof *t->index);
-    t->buckets = (uint32_t *)l3__take(&a, (uint64_t)t->n_buckets + 1, sizeof *t->buckets);
-    t->joins   = (uint8_t *)l3__take(&a, 8192, 1);
-    t->symbols = (l3__symbol *)l3__take(&a, t->run, sizeof *t->symbols);
-    t->heap    = (l3__merge *)l3__take(&a, (uint64_t)t->run * 2, sizeof *t->heap);
+    t->index    = (uint32_t *)l3__take(&a, vocab, sizeof *t->index);
+    t->buckets  = (uint32_t *)l3__take(&a, (uint64_t)t->n_buckets + 1, sizeof *t->buckets);
+    t->joins    = (uint8_t *)l3__take(&a, 8192, 1);
+    t->byte_ids = (int32_t *)l3__take(&a, 256, sizeof *t->byte_ids);
+    t->symbols  = (l3__symbol *)l3__take(&a, t->run, sizeof *t->symbols);
+    t->heap     = (l3__merge *)l3__take(&a, (uint64_t)t->run * 2, sizeof *t->heap);
     return l3__arena_size(&a);
 }
 
 L3_API size_t l3_tokenizer_size(const l3_model *m, size_t run) {
     l3_tokenizer t;
-    return m->info.has_tokenizer ? l3__tokenizer_layout(&t, m, run, NULL) : 0;
+    return m->info.has_tokenizer ? l3__tokenizer_layout(&t, m, run, NULL, NULL) : 0;
 }
+
+#ifndef L3_NO_STDIO
+L3_API size_t l3_tokenizer_size_for(const l3_target *target, const l3_model *m, size_t run) {
+    l3_tokenizer t;
+    return m->info.has_tokenizer ? l3__tokenizer_layout(&t, m, run, target, NULL) : 0;
+}
+#endif
 
 L3_API int l3_tokenizer_init(l3_tokenizer **tokenizer, const l3_model *m, size_t run, void *mem, size_t size,
                              l3_error *err) {
@@ -2438,7 +2487,7 @@ L3_API int l3_tokenizer_init(l3_tokenizer **tokenizer, const l3_model *m, size_t
     const int code = l3__check_block(mem, size, l3_tokenizer_size(m, run), err);
     if (code != L3_OK) return code;
     l3_tokenizer *t = (l3_tokenizer *)mem;
-    (void)l3__tokenizer_layout(t, m, run, mem);
+    (void)l3__tokenizer_layout(t, m, run, NULL, mem);
     l3__begin_call(t, err);
     const int built = run ? l3__build_index(t) : L3_OK;
     if (built == L3_OK) *tokenizer = t;
@@ -2539,9 +2588,10 @@ L3_API l3_sampling l3_sampling_defaults(void) {
     return s;
 }
 
-L3__FN size_t l3__sampler_layout(l3_sampler *s, const l3_sampling *options, uint32_t vocab, void *base) {
-    l3__arena a = {(unsigned char *)base, 0, 0, false};
-    (void)l3__take(&a, 1, sizeof *s);
+L3__FN size_t l3__sampler_layout(l3_sampler *s, const l3_sampling *options, uint32_t vocab, const l3__target *target,
+                                 void *base) {
+    l3__arena a = l3__arena_of(base, target);
+    (void)l3__take(&a, 1, L3__BYTES_OF(&a, l3_sampler, sampler));
     memset(s, 0, sizeof *s);
     s->options  = *options;
     s->vocab    = vocab;
@@ -2564,8 +2614,15 @@ L3__FN int l3__check_sampling(const l3_sampling *o, l3_error *err) {
 
 L3_API size_t l3_sampler_size(const l3_sampling *options, uint32_t vocab) {
     l3_sampler s;
-    return l3__check_sampling(options, NULL) == L3_OK ? l3__sampler_layout(&s, options, vocab, NULL) : 0;
+    return l3__check_sampling(options, NULL) == L3_OK ? l3__sampler_layout(&s, options, vocab, NULL, NULL) : 0;
 }
+
+#ifndef L3_NO_STDIO
+L3_API size_t l3_sampler_size_for(const l3_target *target, const l3_sampling *options, uint32_t vocab) {
+    l3_sampler s;
+    return l3__check_sampling(options, NULL) == L3_OK ? l3__sampler_layout(&s, options, vocab, target, NULL) : 0;
+}
+#endif
 
 L3_API int l3_sampler_init(l3_sampler **sampler, const l3_sampling *options, uint32_t vocab, void *mem, size_t size,
                            l3_error *err) {
@@ -2573,7 +2630,7 @@ L3_API int l3_sampler_init(l3_sampler **sampler, const l3_sampling *options, uin
     if (code == L3_OK) code = l3__check_block(mem, size, l3_sampler_size(options, vocab), err);
     if (code != L3_OK) return code;
     *sampler = (l3_sampler *)mem;
-    (void)l3__sampler_layout(*sampler, options, vocab, mem);
+    (void)l3__sampler_layout(*sampler, options, vocab, NULL, mem);
     return L3_OK;
 }
 
