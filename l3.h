@@ -19,13 +19,15 @@
  *     L3_IMPLEMENTATION  gives the implementation, in one file of the program
  *     L3_STATIC          makes every function static: private copies in several files do not collide
  *     L3_NO_STDIO        leaves out l3_source_open_file() and every operating-system header
- *     L3_NO_ERROR_TEXT   leaves out the sentences; codes and offsets stay
+ *     L3_NO_ERROR_TEXT   leaves out the sentences; codes and offsets stay, l3_status_text() gives their names
  *     L3_NO_ALLOCATOR    leaves out the builder of allocations (l3_alloc_*)
  *     L3_NO_SIMD         leaves out the kernels for particular processors: plain C only, as always on x86-64 with L3_NO_STDIO
+ *     L3_NO_F16, L3_NO_BF16, L3_NO_Q8_0, L3_NO_Q4_0, L3_NO_Q6_K  each leaves out an element type: its plain C kernels,
+ *                        unpacking and packing. A file with such a tensor is refused (L3_ERR_UNSUPPORTED). F32 stays
  *     L3_THREADS         gives l3_pool, a small pthread pool (needs gcc or clang atomics)
  *     L3_ALIGN           alignment of blocks given to the library, a power of two >= 8 (64; 16 with L3_NO_STDIO)
- *     L3_MAX_ALIGN       largest l3_source.align; three times this is taken from the stack while a file is opened, six
- *                        times while a snapshot is loaded (4096; 512 with L3_NO_STDIO)
+ *     L3_MAX_ALIGN       largest l3_source.align, a power of two; three times this, 256 bytes or more, is taken from the stack
+ *                        while a file is opened or verified, a snapshot saved or loaded (4096; 256 with L3_NO_STDIO)
  *
  * MEMORY   The library never allocates. A call ending in _size tells how many bytes an object needs, the call ending
  *          in _init takes them; the size is exact. No globals. No recursion.
@@ -67,7 +69,7 @@
 #endif
 #ifndef L3_MAX_ALIGN
 #ifdef L3_NO_STDIO
-#define L3_MAX_ALIGN 512
+#define L3_MAX_ALIGN 256
 #else
 #define L3_MAX_ALIGN 4096
 #endif
@@ -474,27 +476,58 @@ extern "C" {
 
 /* Internal functions are static; some serve only l3_model.h, so that a file with this header alone leaves them unused. */
 #define L3__FN static L3__UNUSED
-#if defined(__GNUC__)
+/* Where the compiler is asked for small code (-Os), what is otherwise written once for each type or caller is there once,
+ * loops for four positions and tables that save time are left out. Results are the same. */
+#if defined(__OPTIMIZE_SIZE__)
+#define L3__SMALL 1
+#else
+#define L3__SMALL 0
+#endif
+#if defined(__GNUC__) && !defined(__OPTIMIZE_SIZE__)
 #define L3__INLINE static inline __attribute__((always_inline))
 #else
 #define L3__INLINE static inline
+#endif
+
+/* Never put into its callers: for the sake of their stack frames, or of small code. */
+#if defined(__GNUC__)
+#define L3__APART static L3__UNUSED __attribute__((noinline))
+#else
+#define L3__APART static L3__UNUSED
 #endif
 
 /* >>base ---------------------------------------------------------------------------------------------------------- */
 
 L3_API uint32_t l3_version(void) { return L3_VERSION; }
 
+#ifdef L3_NO_ERROR_TEXT
+#define L3__MEANING(name, text) #name
+#else
+#define L3__MEANING(name, text) text
+#endif
 L3_API const char *l3_status_text(int status) {
     switch (status) {
 #define L3__TEXT(name, code, text) \
-    case code: return text;
+    case code: return L3__MEANING(name, text);
         L3_STATUS_LIST(L3__TEXT)
 #undef L3__TEXT
     default: return "unknown status";
     }
 }
 
-#ifndef L3_NO_ERROR_TEXT
+#ifdef L3_NO_ERROR_TEXT
+L3__APART int l3__fail_code(l3_error *err, int code, uint64_t offset) {
+    if (!err) return code;
+    err->code    = code;
+    err->io      = 0;
+    err->offset  = offset;
+    err->text[0] = '\0';
+    return code;
+}
+L3__FN int l3__unsaid(const char *format, ...) { return *format; }
+/* What the sentence would say is not worked out; compilers see that it is used. */
+#define l3__fail(err, code, offset, ...) ((void)(0 && l3__unsaid(__VA_ARGS__)), l3__fail_code(err, code, offset))
+#else
 L3__FN char *l3__put_text(char *p, const char *end, const char *s) {
     while (*s && p < end) {
         const unsigned char c = (unsigned char)*s++;
@@ -511,16 +544,13 @@ L3__FN char *l3__put_number(char *p, const char *end, uint64_t v) {
     while ((v /= 10) != 0);
     return l3__put_text(p, end, digits + i);
 }
-#endif
 
 /* Fills *err and returns code. format knows %s, %u (uint32_t) and %U (uint64_t). */
 L3__FN int l3__fail(l3_error *err, int code, uint64_t offset, const char *format, ...) {
     if (!err) return code;
-    err->code    = code;
-    err->io      = 0;
-    err->offset  = offset;
-    err->text[0] = '\0';
-#ifndef L3_NO_ERROR_TEXT
+    err->code       = code;
+    err->io         = 0;
+    err->offset     = offset;
     char       *p   = err->text;
     const char *end = err->text + sizeof err->text - 1;
     va_list     args;
@@ -538,11 +568,9 @@ L3__FN int l3__fail(l3_error *err, int code, uint64_t offset, const char *format
     }
     va_end(args);
     *p = '\0';
-#else
-    (void)format;
-#endif
     return code;
 }
+#endif
 
 /* The one pair of checked arithmetic: false on overflow. */
 L3__FN bool l3__add(uint64_t a, uint64_t b, uint64_t *sum) {
@@ -741,9 +769,12 @@ L3__FN const uint8_t *l3__peek(l3__reader *r, uint64_t off, size_t n, l3_error *
     return r->buffer + (off - r->at);
 }
 
-/* A reader over a buffer on the stack, for the calls that have no block yet. */
+/* What the buffer of a call that has no block yet holds: names of 127 bytes, wherever they begin in aligned blocks. */
+#define L3__PEEK ((size_t)(L3_MAX_ALIGN > 128 ? 2 * L3_MAX_ALIGN : 256))
+
+/* A reader over a buffer on the stack, for those calls. */
 typedef struct l3__stack_buffer {
-    unsigned char bytes[3 * L3_MAX_ALIGN]; /* two aligned blocks wherever the stack put it */
+    unsigned char bytes[L3__PEEK + L3_MAX_ALIGN]; /* so many aligned ones wherever the stack put it */
 } l3__stack_buffer;
 
 L3__FN l3__reader l3__stack_reader(const l3_source *s, l3__stack_buffer *b) {
@@ -751,13 +782,18 @@ L3__FN l3__reader l3__stack_reader(const l3_source *s, l3__stack_buffer *b) {
     l3__reader     r;
     r.source   = s;
     r.buffer   = b->bytes + (align - (uint32_t)((uintptr_t)b->bytes % align)) % align;
-    r.capacity = 2 * L3_MAX_ALIGN;
+    r.capacity = L3__PEEK;
     r.at       = 0;
     r.have     = 0;
     return r;
 }
 
 L3_API uint32_t l3_crc32(uint32_t crc, const void *bytes, size_t n) {
+#if L3__SMALL
+    static const uint32_t table[16] = {0x00000000, 0x1db71064, 0x3b6e20c8, 0x26d930ac, 0x76dc4190, 0x6b6b51f4,
+                                       0x4db26158, 0x5005713c, 0xedb88320, 0xf00f9344, 0xd6d6a3e8, 0xcb61b38c,
+                                       0x9b64c2b0, 0x86d3d2d4, 0xa00ae278, 0xbdbdf21c};
+#else
     /* clang-format off */
     static const uint32_t table[256] = {
         0x00000000, 0x77073096, 0xee0e612c, 0x990951ba, 0x076dc419, 0x706af48f, 0xe963a535, 0x9e6495a3,
@@ -794,9 +830,17 @@ L3_API uint32_t l3_crc32(uint32_t crc, const void *bytes, size_t n) {
         0xb3667a2e, 0xc4614ab8, 0x5d681b02, 0x2a6f2b94, 0xb40bbe37, 0xc30c8ea1, 0x5a05df1b, 0x2d02ef8d
     };
     /* clang-format on */
+#endif
     const uint8_t *p = (const uint8_t *)bytes;
     crc              = ~crc;
-    while (n--) crc = table[(crc ^ *p++) & 0xff] ^ crc >> 8;
+    while (n--) {
+#if L3__SMALL
+        crc ^= *p++;
+        for (int half = 0; half < 2; half++) crc = table[crc & 15] ^ crc >> 4;
+#else
+        crc = table[(crc ^ *p++) & 0xff] ^ crc >> 8;
+#endif
+    }
     return ~crc;
 }
 
@@ -908,6 +952,33 @@ L3__FN uint32_t l3__to_bf16(float f) {
     return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 
+/* Whether a build has a type, and what a table says of it. F32 is always there: norms are. */
+#ifdef L3_NO_F16
+#define L3__IF_F16(there) NULL
+#else
+#define L3__IF_F16(there) there
+#endif
+#ifdef L3_NO_BF16
+#define L3__IF_BF16(there) NULL
+#else
+#define L3__IF_BF16(there) there
+#endif
+#ifdef L3_NO_Q8_0
+#define L3__IF_Q8_0(there) NULL
+#else
+#define L3__IF_Q8_0(there) there
+#endif
+#ifdef L3_NO_Q4_0
+#define L3__IF_Q4_0(there) NULL
+#else
+#define L3__IF_Q4_0(there) there
+#endif
+#ifdef L3_NO_Q6_K
+#define L3__IF_Q6_K(there) NULL
+#else
+#define L3__IF_Q6_K(there) there
+#endif
+
 L3__INLINE void l3__unpack_f32(const uint8_t *row, uint32_t first, uint32_t n, float *dst) {
     row += (size_t)first * 4;
     for (uint32_t i = 0; i < n; i++) dst[i] = l3__as_float(l3__le32(row + 4 * i));
@@ -951,11 +1022,11 @@ L3__INLINE void l3__unpack_q6_k(const uint8_t *row, uint32_t first, uint32_t n, 
 L3__FN l3__unpack_fn l3__unpacker(int type) {
     switch (type) {
     case L3_F32: return l3__unpack_f32;
-    case L3_F16: return l3__unpack_f16;
-    case L3_BF16: return l3__unpack_bf16;
-    case L3_Q8_0: return l3__unpack_q8_0;
-    case L3_Q4_0: return l3__unpack_q4_0;
-    case L3_Q6_K: return l3__unpack_q6_k;
+    case L3_F16: return L3__IF_F16(l3__unpack_f16);
+    case L3_BF16: return L3__IF_BF16(l3__unpack_bf16);
+    case L3_Q8_0: return L3__IF_Q8_0(l3__unpack_q8_0);
+    case L3_Q4_0: return L3__IF_Q4_0(l3__unpack_q4_0);
+    case L3_Q6_K: return L3__IF_Q6_K(l3__unpack_q6_k);
     default: return NULL;
     }
 }
@@ -964,6 +1035,21 @@ L3_API void l3_unpack(int type, const void *row, uint32_t first, uint32_t n, flo
     const l3__unpack_fn unpack = l3__unpacker(type);
     for (uint32_t i = 0; unpack && i < n; i += 32)
         unpack((const uint8_t *)row, first + i, n - i < 32 ? n - i : 32, dst + i);
+}
+
+/* Refuses a type that has no unpacking here. */
+L3__FN int l3__refuse_type(l3_error *err, uint64_t offset, const char *name, uint32_t type) {
+    const char *left_out = NULL;
+    switch (type) {
+    case L3_F16: left_out = "L3_NO_F16"; break;
+    case L3_BF16: left_out = "L3_NO_BF16"; break;
+    case L3_Q8_0: left_out = "L3_NO_Q8_0"; break;
+    case L3_Q4_0: left_out = "L3_NO_Q4_0"; break;
+    case L3_Q6_K: left_out = "L3_NO_Q6_K"; break;
+    default:
+        return l3__fail(err, L3_ERR_UNSUPPORTED, offset, "%s has type %u, which is not supported here", name, type);
+    }
+    return l3__fail(err, L3_ERR_UNSUPPORTED, offset, "%s has a type that this build leaves out by %s", name, left_out);
 }
 
 L3_API const char *l3_type_name(int type) {
@@ -1028,8 +1114,9 @@ L3__FN void l3__pack_q8_0(const float *src, uint32_t n, uint8_t *dst) {
 }
 
 /* One block of 32; the scale maps the element of largest magnitude to -8. */
-L3__FN void l3__pack_q4_0(const float *src, uint8_t *dst) {
+L3__FN void l3__pack_q4_0(const float *src, uint32_t n, uint8_t *dst) {
     float peak = 0;
+    (void)n;
     for (int i = 0; i < 32; i++)
         if ((src[i] < 0 ? -src[i] : src[i]) > (peak < 0 ? -peak : peak)) peak = src[i];
     const float scale = peak / -8.0f, inverse = peak < 0 || peak > 0 ? 1.0f / scale : 0.0f;
@@ -1041,18 +1128,34 @@ L3__FN void l3__pack_q4_0(const float *src, uint8_t *dst) {
     }
 }
 
-L3_API void l3_pack(int type, const float *src, uint32_t n, void *row) {
-    uint8_t *p = (uint8_t *)row;
-    for (uint32_t i = 0; i < n; i += (type == L3_Q8_0 || type == L3_Q4_0) ? 32 : 1) {
-        switch (type) {
-        case L3_F32: l3__put_le32(p + (size_t)i * 4, l3__as_bits(src[i])); break;
-        case L3_F16: l3__put_le16(p + (size_t)i * 2, l3__to_f16(src[i])); break;
-        case L3_BF16: l3__put_le16(p + (size_t)i * 2, l3__to_bf16(src[i])); break;
-        case L3_Q8_0: l3__pack_q8_0(src + i, n - i < 32 ? n - i : 32, p + (size_t)(i / 32) * 34); break;
-        case L3_Q4_0: l3__pack_q4_0(src + i, p + (size_t)(i / 32) * 18); break;
-        default: return;
-        }
+L3__FN void l3__pack_f32(const float *src, uint32_t n, uint8_t *dst) {
+    for (uint32_t i = 0; i < n; i++) l3__put_le32(dst + 4 * i, l3__as_bits(src[i]));
+}
+L3__FN void l3__pack_f16(const float *src, uint32_t n, uint8_t *dst) {
+    for (uint32_t i = 0; i < n; i++) l3__put_le16(dst + 2 * i, l3__to_f16(src[i]));
+}
+L3__FN void l3__pack_bf16(const float *src, uint32_t n, uint8_t *dst) {
+    for (uint32_t i = 0; i < n; i++) l3__put_le16(dst + 2 * i, l3__to_bf16(src[i]));
+}
+
+/* Like l3__unpack_fn, from the start of a block or of 32 elements on. */
+typedef void (*l3__pack_fn)(const float *src, uint32_t n, uint8_t *dst);
+
+L3__FN l3__pack_fn l3__packer(int type) {
+    switch (type) {
+    case L3_F32: return l3__pack_f32;
+    case L3_F16: return L3__IF_F16(l3__pack_f16);
+    case L3_BF16: return L3__IF_BF16(l3__pack_bf16);
+    case L3_Q8_0: return L3__IF_Q8_0(l3__pack_q8_0);
+    case L3_Q4_0: return L3__IF_Q4_0(l3__pack_q4_0);
+    default: return NULL;
     }
+}
+
+L3_API void l3_pack(int type, const float *src, uint32_t n, void *row) {
+    const l3__pack_fn pack = l3__packer(type);
+    const size_t      step = (size_t)l3_row_bytes(type, 32);
+    for (uint32_t i = 0; pack && i < n; i += 32) pack(src + i, n - i < 32 ? n - i : 32, (uint8_t *)row + i / 32 * step);
 }
 
 L3_API void l3_pack_i32(const int32_t *src, uint32_t n, void *row) {
@@ -1107,7 +1210,7 @@ L3__INLINE void l3__lanes_add(float *lane, const float *a, const float *b, uint3
 L3__FN float l3__dot(const float *a, const float *b, uint32_t n) {
     float    lane[L3__LANES] = {0};
     uint32_t i               = 0;
-    for (; i + 32 <= n; i += 32) l3__lanes_add32(lane, a + i, b + i);
+    for (; !L3__SMALL && i + 32 <= n; i += 32) l3__lanes_add32(lane, a + i, b + i);
     l3__lanes_add(lane, a + i, b + i, n - i);
     return l3__lanes_sum(lane);
 }
@@ -1120,7 +1223,7 @@ typedef void (*l3__matmul_fn)(const uint8_t *w, size_t row_bytes, uint32_t rows,
 /* One row against `count` positions, 1 or 4: a row of weights is unpacked once for four positions. */
 L3__INLINE void l3__dot_row(l3__unpack_fn unpack, const uint8_t *row, uint32_t cols, const float *x, size_t xs,
                             const int count, float *y, size_t ys) {
-    float    lane[4][L3__LANES], w[32];
+    float    lane[L3__SMALL ? 1 : 4][L3__LANES], w[32];
     uint32_t i = 0;
     L3__UNROLL
     for (int p = 0; p < count; p++) l3__lanes_clear(lane[p]);
@@ -1141,7 +1244,7 @@ L3__INLINE void l3__matmul_by(l3__unpack_fn unpack, const uint8_t *w, size_t row
     for (uint32_t r = 0; r < rows; r++) {
         const uint8_t *row = w + r * row_bytes;
         uint32_t       p   = 0;
-        for (; p + 4 <= n; p += 4) l3__dot_row(unpack, row, cols, x + p * xs, xs, 4, y + p * ys + r, ys);
+        for (; !L3__SMALL && p + 4 <= n; p += 4) l3__dot_row(unpack, row, cols, x + p * xs, xs, 4, y + p * ys + r, ys);
         for (; p < n; p++) l3__dot_row(unpack, row, cols, x + p * xs, xs, 1, y + p * ys + r, ys);
     }
 }
@@ -1240,6 +1343,13 @@ L3__FN void l3__panel_rows(const uint8_t **row, const uint8_t *w, size_t row_byt
     for (uint32_t r = 0; r < 16; r++) row[r] = w + (r < rows ? r : 0) * row_bytes;
 }
 
+/* Whether any level here has products of its own for L3_FAST. Where none has, what would pack activations for them is left out. */
+#if defined(L3__VECTORS)
+#define L3__HAS_FAST 1
+#else
+#define L3__HAS_FAST 0
+#endif
+
 #define L3__N_TYPES 6
 L3__FN int l3__type_index(int type) {
     switch (type) {
@@ -1274,7 +1384,8 @@ typedef struct l3__kernels {
 #define L3__PLAIN_KERNELS                                                                                            \
     l3__dot, l3__unpack_row, l3__add_scaled, l3__scale, l3__normalize, l3__swiglu, l3__scale_scores, l3__exp_scores, \
         l3__weigh_rows, {                                                                                            \
-        l3__matmul_f32, l3__matmul_f16, l3__matmul_bf16, l3__matmul_q8_0, l3__matmul_q4_0, l3__matmul_q6_k           \
+        l3__matmul_f32, L3__IF_F16(l3__matmul_f16), L3__IF_BF16(l3__matmul_bf16), L3__IF_Q8_0(l3__matmul_q8_0),      \
+            L3__IF_Q4_0(l3__matmul_q4_0), L3__IF_Q6_K(l3__matmul_q6_k)                                               \
     }
 static const l3__kernels l3__plain_kernels = {
     L3_LEVEL_PLAIN, 32, L3__PLAIN_KERNELS, {NULL, NULL, NULL, NULL, NULL, NULL}, {NULL, NULL, NULL, NULL, NULL, NULL}};
@@ -3480,7 +3591,8 @@ L3__FN void l3__multiply(const l3__fast *f, int type, const uint8_t *w, size_t r
 
 L3__FN void l3__matmul_part(const l3__matmul_job *j, const l3__part *p, uint32_t from, uint32_t rows) {
     const uint8_t *w = p->weights + from * p->row_bytes;
-    if (j->fast) l3__multiply(j->fast, p->type, w, p->row_bytes, rows, j->cols, j->packed, j->n, p->y + from, p->ys);
+    if (L3__HAS_FAST && j->fast)
+        l3__multiply(j->fast, p->type, w, p->row_bytes, rows, j->cols, j->packed, j->n, p->y + from, p->ys);
     else
         j->kernels->matmul[l3__type_index(p->type)](w, p->row_bytes, rows, j->cols, j->x, j->xs, j->n, p->y + from,
                                                     p->ys);
@@ -3529,7 +3641,7 @@ L3__FN void l3__matmul_run(const l3_work *w, l3__matmul_job *j) {
 
 /* How weights of a type are multiplied in this pass, or NULL: as they are. */
 L3__FN const l3__fast *l3__fast_for(const l3_work *w, int type) {
-    if (w->config.mode != L3_FAST) return NULL;
+    if (!L3__HAS_FAST || w->config.mode != L3_FAST) return NULL;
     const int i = l3__type_index(type);
     return w->prefill && w->kernels->prefill[i] ? w->kernels->prefill[i] : w->kernels->decode[i];
 }
@@ -4047,7 +4159,7 @@ typedef struct l3__widths {
 } l3__widths;
 
 L3__FN void l3__need_cols(l3__widths *x, const l3_tensor *t) {
-    if (!l3__present(t)) return;
+    if (!L3__HAS_FAST || !l3__present(t)) return;
     uint32_t *cols = &x->cols[l3__type_index(t->type)];
     if (*cols < t->cols) *cols = t->cols;
 }
@@ -4088,6 +4200,7 @@ L3__FN void l3__scratch_layout(l3__arena *a, l3_work *w) {
 
 /* Bytes of packed activations: the most that a matrix of any type needs for a whole batch. */
 L3__FN uint64_t l3__most_packed(const l3_work *w, const l3__widths *widths) {
+    if (!L3__HAS_FAST) return 0;
     const l3__fast *floats = w->kernels->prefill[0];
     uint64_t        most   = w->config.mode == L3_FAST ? l3__packed_bytes(floats, w->batch, widths->queries) : 0;
     for (int i = 0; i < L3__N_TYPES; i++) {
@@ -4237,9 +4350,7 @@ L3__FN void l3__check_tensor(l3__check *c, const l3_tensor *t, const char *name,
     else if (t->rows != rows || t->cols != cols)
         c->code = l3__fail(c->err, L3_ERR_FORMAT, t->offset, "%s is %u x %u; %u x %u is right", name, t->rows, t->cols,
                            rows, cols);
-    else if (!l3__unpacker(t->type))
-        c->code = l3__fail(c->err, L3_ERR_UNSUPPORTED, t->offset, "%s has type %u, which is not supported", name,
-                           (uint32_t)t->type);
+    else if (!l3__unpacker(t->type)) c->code = l3__refuse_type(c->err, t->offset, name, (uint32_t)t->type);
     else if (l3_row_bytes(t->type, t->cols) == 0)
         c->code = l3__fail(c->err, L3_ERR_FORMAT, t->offset, "%s: rows of %u elements are no whole blocks of type %s",
                            name, cols, l3_type_name(t->type));
@@ -4254,7 +4365,7 @@ L3__FN void l3__check_i32(l3__check *c, const l3_tensor *t, const char *name, ui
 }
 
 /* Every offset of the table, in order, through a small buffer. */
-L3__FN int l3__check_offsets(const l3_lookup *l, l3_error *err) {
+L3__APART int l3__check_offsets(const l3_lookup *l, l3_error *err) {
     const l3_source  memory = l3_source_memory(l->offsets.data, (size_t)l->vocab * 4 + 4);
     const uint64_t   base   = l->offsets.data ? 0 : l->offsets.offset;
     l3__stack_buffer buffer;

@@ -1,5 +1,8 @@
 #!/bin/sh
-# Sizes of memory blocks that are told for a 32-bit machine are what such a machine says.
+# Code, constants and stack on Cortex-M4 by sets of switches, against tests/sizes.txt: 3% more is a failure, as are any data of our
+# own, 32 KB in the smallest set, or a stack above 2 KB. Sizes of memory blocks that are told for a 32-bit machine are what such
+# a machine says. After a change that is meant (and `make sizes` renews docs/SIZES.md):
+#     sh tests/test_sizes.sh --write
 # shellcheck disable=SC2086 # $flags, $cc and $run are lists
 set -u
 cd "$(dirname "$0")/.." || exit 1
@@ -8,6 +11,29 @@ trap 'rm -rf "$work"' EXIT
 . tests/shell.sh
 model=examples/models/stories-l3-small.gguf
 flags="-std=gnu11 -O0 -DL3_NO_SIMD"
+
+known=tests/sizes.txt
+grown() { # machine, set, text, rodata, data, bss, stack: is it within 3% of what is known, and within the goals?
+    awk -v machine="$1" -v set="$2" -v text="$3" -v rodata="$4" -v data="$5" -v bss="$6" -v stack="$7" '
+        $1 == machine && $2 == set {
+            found = 1
+            bad = text + rodata > ($3 + $4) * 1.03 || stack > $7 * 1.03
+        }
+        END { exit !found || bad || data + bss > 0 || stack > 2048 || (set == "minimal" && text + rodata > 32768) }' "$known"
+}
+if ! command -v arm-none-eabi-gcc >/dev/null; then
+    skip "no arm-none-eabi-gcc to compile for Cortex-M4 with"
+elif compiler=$(arm-none-eabi-gcc --version | head -n 1) && [ "${1:-}" != --write ] && ! grep -qxF "# $compiler" $known; then
+    skip "sizes are known for another compiler than $compiler"
+else
+    run sh tests/sizes.sh m4
+    check "sizes can be taken" ends 0
+    if [ "${1:-}" = --write ]; then { echo "# $compiler" && cat "$work/out"; } >$known; fi
+    while read -r machine set rest; do
+        # shellcheck disable=SC2086 # five numbers
+        check "m4, $set: text, rodata, data, bss and stack are $rest" grown "$machine" "$set" $rest
+    done <"$work/out"
+fi
 
 # Blocks for a 32-bit machine. Arm with short enumerations is what l3_target_32() says; on i686 some structs are smaller.
 same_sizes() { cmp -s "$work/told" "$work/out"; }
