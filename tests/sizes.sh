@@ -1,7 +1,7 @@
 #!/bin/sh
 # Bytes of code, constants and data of the headers, and the deepest stack of any public call, for machines and sets of switches, all
-# at -Os and without operating system. Prints lines "machine set text rodata data bss stack"; machines without a compiler are
-# named on stderr.
+# at -Os and without operating system. Prints lines "machine set text rodata data bss stack libgcc" (what of the compiler's own
+# library the whole object needs); machines without a compiler are named on stderr.
 #     sh tests/sizes.sh                   all machines, and for m4 every switch alone
 #     sh tests/sizes.sh machine ...       these, in four sets
 #     sh tests/sizes.sh --calls machine set   "call stack" for every public call
@@ -20,8 +20,8 @@ compiler_of() { # machine
     m7) echo "$m-m7 -mfloat-abi=hard -mfpu=fpv5-d16" ;;
     m33) echo "$m-m33 -mfloat-abi=hard -mfpu=fpv5-sp-d16" ;;
     m55) echo "$m-m55 -mfloat-abi=hard -fno-if-conversion2" ;; # gas of binutils 2.40 rejects predicated vcvt
-    rv32) echo "riscv64-unknown-elf-gcc --specs=picolibc.specs -march=rv32imac -mabi=ilp32" ;;
-    aarch64) echo "aarch64-linux-gnu-gcc -DL3_NO_SIMD" ;;
+    rv32) echo "riscv64-unknown-elf-gcc -isystem /usr/lib/picolibc/riscv64-unknown-elf/include -march=rv32imac -mabi=ilp32" ;;
+    aarch64) echo "aarch64-linux-gnu-gcc -DL3_NO_SIMD -fno-pic" ;;
     x86-64) echo "gcc -m64 -DL3_NO_SIMD -fno-pic" ;;
     esac
 }
@@ -44,16 +44,24 @@ build() { # machine, set: $work/unit.o and its call graph
     $(compiler_of "$1") -std=gnu99 -ffp-contract=off -Os -fno-asynchronous-unwind-tables -fcallgraph-info=su \
         -c "$work/unit.c" -o "$work/unit.o"
 }
-calls() { awk -f tests/stack.awk l3.h l3_model.h "$work/unit.ci"; }
-measure() { # machine, set
-    build "$1" "$2" || return 1
-    stack=$(calls) || return 1
-    size -A "$work/unit.o" | awk -v machine="$1" -v set="$2" -v stack="${stack##* }" '
+sections() { # file: text rodata data bss
+    size -A "$1" | awk '
         /^\.text/ { text += $2 }
         /^\.rodata|^\.srodata/ { rodata += $2 }
         /^\.s?data/ { data += $2 }
         /^\.s?bss/ { bss += $2 }
-        END { print machine, set, text + 0, rodata + 0, data + 0, bss + 0, stack }'
+        END { print text + 0, rodata + 0, data + 0, bss + 0 }'
+}
+library() { # machine: bytes of libgcc that the object pulls in; libc's functions stay unresolved
+    $(compiler_of "$1") -r -nostdlib "$work/unit.o" -lgcc -o "$work/linked" &&
+        echo $(($(sections "$work/linked" | sed 's/ /+/g') - ($(sections "$work/unit.o" | sed 's/ /+/g'))))
+}
+calls() { awk -f tests/stack.awk l3.h l3_model.h "$work/unit.ci"; }
+measure() { # machine, set
+    build "$1" "$2" || return 1
+    stack=$(calls) || return 1
+    library=$(library "$1") || return 1
+    echo "$1 $2 $(sections "$work/unit.o") ${stack##* } $library"
 }
 
 if [ "${1:-}" = --calls ]; then
@@ -73,8 +81,8 @@ call. `make sizes` writes this file; `tests/test_sizes.sh`, a part of `make test
 - **all**: `L3_NO_STDIO` alone. **no-allocator**: and `L3_NO_ALLOCATOR`. **no-text**: and `L3_NO_ERROR_TEXT`. **minimal**: and one
   weight type beside F32 (Q8_0), `L3_NO_ENCODER`, `L3_NO_SNAPSHOT`. What a program does not call goes with
   `-ffunction-sections -Wl,--gc-sections`; that is not counted here.
-- Not counted: the C library's seven functions (memcpy, memmove, memset, memcmp, strlen, strcmp, strncmp) and the compiler's own
-  (software floats where there is no FPU, doubles, 64-bit division): 2 to 8 KB.
+- **libgcc** is what the whole object needs of the compiler's own library: doubles, 64-bit division, and floats where there is no FPU.
+  Not counted are seven functions of the C library (memcpy, memmove, memset, memcmp, strlen, strcmp, strncmp).
 - **Stack** is from the frames that gcc tells (`-fcallgraph-info=su`) and its call graph, with `L3_MAX_ALIGN` 256.
   A call through a pointer is counted as the deepest function that `tests/stack.awk` names for it: kernels, parts of jobs, what a scan
   of the file tells. The caller's own callbacks and functions outside the object count as nothing: add them, and an interrupt's.
@@ -83,13 +91,13 @@ END
     compilers=$(for m in m4 rv32 aarch64 x86-64; do c=$(compiler_of $m) && "${c%% *}" --version 2>/dev/null | head -n 1; done)
     printf 'Compilers:\n\n%s\n\n' "$(echo "$compilers" | sed 's/^/    /')"
     awk 'BEGIN {
-            print "## By machine\n\n| machine | set | text | rodata | both | data + bss | stack |\n|---|---|---:|---:|---:|---:|---:|"
+            print "## By machine\n\n| machine | set | text | rodata | both | data + bss | libgcc | stack |\n|---|---|---:|---:|---:|---:|---:|---:|"
             names = "m0plus Cortex-M0+ m3 Cortex-M3 m4 Cortex-M4F m7 Cortex-M7 m33 Cortex-M33 m55 Cortex-M55 rv32 RV32IMAC aarch64 AArch64 x86-64 x86-64"
             n = split(names, part, " ")
             for (i = 1; i < n; i += 2) name[part[i]] = part[i + 1]
         }
         $2 == "all" && $1 == "m4" { all = $3 + $4 }
-        $2 !~ /^L3/ { print "| " name[$1] " | " $2 " | " $3 " | " $4 " | " $3 + $4 " | " $5 + $6 " | " $7 " |" }
+        $2 !~ /^L3/ { print "| " name[$1] " | " $2 " | " $3 " | " $4 " | " $3 + $4 " | " $5 + $6 " | " $8 " | " $7 " |" }
         $2 ~ /^L3/ { saves = saves "| `" $2 "` | " all - $3 - $4 " |\n" }
         END { print "\n## What each switch saves alone, Cortex-M4F\n\n| switch | text + rodata |\n|---|---:|\n" saves }' "$work/lines"
     awk 'BEGIN { print "## Stack of each call, Cortex-M4F\n\n| call | all | minimal |\n|---|---:|---:|" }
