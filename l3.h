@@ -1128,13 +1128,13 @@ L3__FN void l3__pack_q4_0(const float *src, uint32_t n, uint8_t *dst) {
     }
 }
 
-L3__FN void l3__pack_f32(const float *src, uint32_t n, uint8_t *dst) {
+L3__FN void l3__pack_row_f32(const float *src, uint32_t n, uint8_t *dst) {
     for (uint32_t i = 0; i < n; i++) l3__put_le32(dst + 4 * i, l3__as_bits(src[i]));
 }
-L3__FN void l3__pack_f16(const float *src, uint32_t n, uint8_t *dst) {
+L3__FN void l3__pack_row_f16(const float *src, uint32_t n, uint8_t *dst) {
     for (uint32_t i = 0; i < n; i++) l3__put_le16(dst + 2 * i, l3__to_f16(src[i]));
 }
-L3__FN void l3__pack_bf16(const float *src, uint32_t n, uint8_t *dst) {
+L3__FN void l3__pack_row_bf16(const float *src, uint32_t n, uint8_t *dst) {
     for (uint32_t i = 0; i < n; i++) l3__put_le16(dst + 2 * i, l3__to_bf16(src[i]));
 }
 
@@ -1143,9 +1143,9 @@ typedef void (*l3__pack_fn)(const float *src, uint32_t n, uint8_t *dst);
 
 L3__FN l3__pack_fn l3__packer(int type) {
     switch (type) {
-    case L3_F32: return l3__pack_f32;
-    case L3_F16: return L3__IF_F16(l3__pack_f16);
-    case L3_BF16: return L3__IF_BF16(l3__pack_bf16);
+    case L3_F32: return l3__pack_row_f32;
+    case L3_F16: return L3__IF_F16(l3__pack_row_f16);
+    case L3_BF16: return L3__IF_BF16(l3__pack_row_bf16);
     case L3_Q8_0: return L3__IF_Q8_0(l3__pack_q8_0);
     case L3_Q4_0: return L3__IF_Q4_0(l3__pack_q4_0);
     default: return NULL;

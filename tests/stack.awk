@@ -20,7 +20,7 @@ BEGIN {
     reach["a->inner->key"] = "^l3__on_key$"
     reach["a->inner->string"] = "^l3__on_string$"
     reach["unpack"] = reach["l3__unpacker"] = "^l3__unpack" types
-    reach["pack"] = "^l3__pack" types
+    reach["pack"] = "^l3__pack(_row)?" types
     reach["->unpack"] = "^l3__unpack_row$"
     reach["matmul"] = reach["scores"] = "^l3__matmul" types
     split("dot add_scaled scale normalize swiglu scale_scores exp_scores weigh_rows", kernel, " ")
