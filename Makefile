@@ -22,7 +22,7 @@ TOOLS    = $(patsubst tools/l3_%.c,$(B)/l3-%,$(wildcard tools/l3_*.c))
 TESTS    = $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/test_*.c))
 SCRIPTS  = $(wildcard tests/test_*.sh)
 
-.PHONY: all run test native sanitize cross fuzz fuzz-clang long clean help
+.PHONY: all run test native sanitize cross fuzz fuzz-clang long sizes clean help
 .DELETE_ON_ERROR:
 
 ## the examples (build/generate, ...) and the tools (build/l3-eval, build/l3-inspect, build/l3-bench)
@@ -64,6 +64,10 @@ fuzz-clang: $(B)/tests/fuzz_seeds
 long: $(B)/tests/long_alloc $(B)/tests/test_bad_files
 	$(B)/tests/long_alloc
 	L3_LONG=1 $(B)/tests/test_bad_files
+
+## docs/SIZES.md anew: code, constants and stack by machine and switches; minutes
+sizes: | $(B)
+	sh tests/sizes.sh --table >$(B)/SIZES.md && mv $(B)/SIZES.md docs/SIZES.md
 
 ## remove what was built
 clean:

@@ -19,13 +19,15 @@
  *     L3_IMPLEMENTATION  gives the implementation, in one file of the program
  *     L3_STATIC          makes every function static: private copies in several files do not collide
  *     L3_NO_STDIO        leaves out l3_source_open_file() and every operating-system header
- *     L3_NO_ERROR_TEXT   leaves out the sentences; codes and offsets stay
+ *     L3_NO_ERROR_TEXT   leaves out the sentences; codes and offsets stay, l3_status_text() gives their names
  *     L3_NO_ALLOCATOR    leaves out the builder of allocations (l3_alloc_*)
  *     L3_NO_SIMD         leaves out the kernels for particular processors: plain C only, as always on x86-64 with L3_NO_STDIO
+ *     L3_NO_F16, L3_NO_BF16, L3_NO_Q8_0, L3_NO_Q4_0, L3_NO_Q6_K  each leaves out an element type: its plain C kernels,
+ *                        unpacking and packing. A file with such a tensor is refused (L3_ERR_UNSUPPORTED). F32 stays
  *     L3_THREADS         gives l3_pool, a small pthread pool (needs gcc or clang atomics)
  *     L3_ALIGN           alignment of blocks given to the library, a power of two >= 8 (64; 16 with L3_NO_STDIO)
- *     L3_MAX_ALIGN       largest l3_source.align; three times this is taken from the stack while a file is opened, six
- *                        times while a snapshot is loaded (4096; 512 with L3_NO_STDIO)
+ *     L3_MAX_ALIGN       largest l3_source.align, a power of two; three times this, 256 bytes or more, is taken from the stack
+ *                        while a file is opened or verified, a snapshot saved or loaded (4096; 256 with L3_NO_STDIO)
  *
  * MEMORY   The library never allocates. A call ending in _size tells how many bytes an object needs, the call ending
  *          in _init takes them; the size is exact. No globals. No recursion.
@@ -67,7 +69,7 @@
 #endif
 #ifndef L3_MAX_ALIGN
 #ifdef L3_NO_STDIO
-#define L3_MAX_ALIGN 512
+#define L3_MAX_ALIGN 256
 #else
 #define L3_MAX_ALIGN 4096
 #endif
@@ -356,6 +358,24 @@ L3_API int l3_lookup_begin(l3_work *work, const int32_t *tokens, uint32_t n, l3_
 /* Runs layers[layer] for the tokens of the last begin. x: (n, key_length) in their order, in place.
  * Layers are best run in the order in which they were given. After an error x is as it was; begin again. */
 L3_API int l3_lookup_forward(l3_work *work, uint32_t layer, float *x, l3_error *err);
+
+#ifndef L3_NO_STDIO
+/* Another machine, of which a tool wants to know sizes. Its bytes of structs that blocks begin with or hold, by struct;
+ * those of l3_model.h are here, too. */
+typedef struct l3_target {
+    uint32_t align;   /* L3_ALIGN of its build */
+    uint32_t pointer; /* bytes of a pointer and of a size_t */
+    uint32_t lookup, work, model, block, session, tokenizer, sampler;
+} l3_target;
+
+/* 32-bit machines with L3_NO_STDIO: exact for Arm and RISC-V; where 64-bit numbers are aligned to 4 bytes (i686) the blocks
+ * are a little smaller. */
+L3_API l3_target l3_target_32(void);
+/* l3_work_size() there. For these calls and those of l3_model.h L3_LEVEL_BEST means plain C. */
+L3_API size_t l3_work_size_for(const l3_target *target, const l3_lookup *layers, uint32_t n_layers,
+                               const l3_work_config *config);
+#endif
+
 /* Hints the rows of tokens that will come later, for example the rest of a prompt. Errors show when they are used. */
 L3_API void     l3_lookup_hint(l3_work *work, const int32_t *tokens, uint32_t n);
 L3_API l3_stats l3_work_stats(const l3_work *work);
@@ -456,27 +476,58 @@ extern "C" {
 
 /* Internal functions are static; some serve only l3_model.h, so that a file with this header alone leaves them unused. */
 #define L3__FN static L3__UNUSED
-#if defined(__GNUC__)
+/* Where the compiler is asked for small code (-Os), what is otherwise written once for each type or caller is there once,
+ * loops for four positions and tables that save time are left out. Results are the same. */
+#if defined(__OPTIMIZE_SIZE__)
+#define L3__SMALL 1
+#else
+#define L3__SMALL 0
+#endif
+#if defined(__GNUC__) && !defined(__OPTIMIZE_SIZE__)
 #define L3__INLINE static inline __attribute__((always_inline))
 #else
 #define L3__INLINE static inline
+#endif
+
+/* Never put into its callers: for the sake of their stack frames, or of small code. */
+#if defined(__GNUC__)
+#define L3__APART static L3__UNUSED __attribute__((noinline))
+#else
+#define L3__APART static L3__UNUSED
 #endif
 
 /* >>base ---------------------------------------------------------------------------------------------------------- */
 
 L3_API uint32_t l3_version(void) { return L3_VERSION; }
 
+#ifdef L3_NO_ERROR_TEXT
+#define L3__MEANING(name, text) #name
+#else
+#define L3__MEANING(name, text) text
+#endif
 L3_API const char *l3_status_text(int status) {
     switch (status) {
 #define L3__TEXT(name, code, text) \
-    case code: return text;
+    case code: return L3__MEANING(name, text);
         L3_STATUS_LIST(L3__TEXT)
 #undef L3__TEXT
     default: return "unknown status";
     }
 }
 
-#ifndef L3_NO_ERROR_TEXT
+#ifdef L3_NO_ERROR_TEXT
+L3__APART int l3__fail_code(l3_error *err, int code, uint64_t offset) {
+    if (!err) return code;
+    err->code    = code;
+    err->io      = 0;
+    err->offset  = offset;
+    err->text[0] = '\0';
+    return code;
+}
+L3__FN int l3__unsaid(const char *format, ...) { return *format; }
+/* What the sentence would say is not worked out; compilers see that it is used. */
+#define l3__fail(err, code, offset, ...) ((void)(0 && l3__unsaid(__VA_ARGS__)), l3__fail_code(err, code, offset))
+#else
 L3__FN char *l3__put_text(char *p, const char *end, const char *s) {
     while (*s && p < end) {
         const unsigned char c = (unsigned char)*s++;
@@ -493,16 +544,13 @@ L3__FN char *l3__put_number(char *p, const char *end, uint64_t v) {
     while ((v /= 10) != 0);
     return l3__put_text(p, end, digits + i);
 }
-#endif
 
 /* Fills *err and returns code. format knows %s, %u (uint32_t) and %U (uint64_t). */
 L3__FN int l3__fail(l3_error *err, int code, uint64_t offset, const char *format, ...) {
     if (!err) return code;
-    err->code    = code;
-    err->io      = 0;
-    err->offset  = offset;
-    err->text[0] = '\0';
-#ifndef L3_NO_ERROR_TEXT
+    err->code       = code;
+    err->io         = 0;
+    err->offset     = offset;
     char       *p   = err->text;
     const char *end = err->text + sizeof err->text - 1;
     va_list     args;
@@ -520,11 +568,9 @@ L3__FN int l3__fail(l3_error *err, int code, uint64_t offset, const char *format
     }
     va_end(args);
     *p = '\0';
-#else
-    (void)format;
-#endif
     return code;
 }
+#endif
 
 /* The one pair of checked arithmetic: false on overflow. */
 L3__FN bool l3__add(uint64_t a, uint64_t b, uint64_t *sum) {
@@ -581,16 +627,33 @@ L3__INLINE uint32_t l3__as_bits(float f) {
     return bits;
 }
 
+/* Bytes of a struct, of a pointer, and L3_ALIGN, where an arena is meant for. */
+#ifdef L3_NO_STDIO
+typedef void l3__target;
+#define L3__BYTES_OF(a, type, field) ((void)(a), sizeof(type))
+#define L3__ALIGN_OF(a)              ((void)(a), (uint32_t)L3_ALIGN)
+#else
+typedef l3_target l3__target;
+#define L3__BYTES_OF(a, type, field) ((a)->target ? (a)->target->field : sizeof(type))
+#define L3__ALIGN_OF(a)              ((a)->target ? (a)->target->align : (uint32_t)L3_ALIGN)
+#endif
+
 /* Carves a caller's block. With base NULL it only counts: every _size call is its _init call's layout, run dry. */
 typedef struct l3__arena {
-    unsigned char *base;
-    uint64_t       used, peak;
-    bool           overflow;
+    unsigned char    *base;
+    const l3__target *target; /* NULL: this machine; else base is NULL */
+    uint64_t          used, peak;
+    bool              overflow;
 } l3__arena;
+
+L3__FN l3__arena l3__arena_of(void *base, const l3__target *target) {
+    const l3__arena a = {(unsigned char *)base, target, 0, 0, false};
+    return a;
+}
 
 L3__FN void *l3__take(l3__arena *a, uint64_t count, uint64_t size) {
     uint64_t       bytes, end;
-    const uint64_t start = (a->used + (L3_ALIGN - 1)) & ~(uint64_t)(L3_ALIGN - 1);
+    const uint64_t mask = L3__ALIGN_OF(a) - 1, start = (a->used + mask) & ~mask;
     if (!l3__mul(count, size, &bytes) || !l3__add(start, bytes, &end) || end > (UINT64_MAX >> 1)) {
         a->overflow = true;
         return NULL;
@@ -602,15 +665,16 @@ L3__FN void *l3__take(l3__arena *a, uint64_t count, uint64_t size) {
 
 /* count times size bytes that start on a multiple of align, which may be more than L3_ALIGN: takes the worst case. */
 L3__FN unsigned char *l3__take_aligned(l3__arena *a, uint64_t bytes, uint32_t align) {
-    const uint32_t slack = bytes && align > L3_ALIGN ? align - L3_ALIGN : 0;
-    unsigned char *p     = (unsigned char *)l3__take(a, bytes + slack, 1);
+    const uint32_t have = L3__ALIGN_OF(a), slack = bytes && align > have ? align - have : 0;
+    unsigned char *p = (unsigned char *)l3__take(a, bytes + slack, 1);
     if (p && slack) p += (align - (uint32_t)((uintptr_t)p % align)) % align;
     return p;
 }
 
 /* Ends a layout: the exact size, or 0 if it does not fit this machine. */
 L3__FN size_t l3__arena_size(const l3__arena *a) {
-    return a->overflow || a->peak > (uint64_t)(SIZE_MAX / 2) ? 0 : (size_t)a->peak;
+    const uint64_t most = L3__BYTES_OF(a, void *, pointer) < sizeof(uint64_t) ? UINT32_MAX / 2 : UINT64_MAX / 2;
+    return a->overflow || a->peak > most || a->peak > (uint64_t)(SIZE_MAX / 2) ? 0 : (size_t)a->peak;
 }
 
 /* Checks a caller's block against the size that a layout needs. */
@@ -705,9 +769,12 @@ L3__FN const uint8_t *l3__peek(l3__reader *r, uint64_t off, size_t n, l3_error *
     return r->buffer + (off - r->at);
 }
 
-/* A reader over a buffer on the stack, for the calls that have no block yet. */
+/* What the buffer of a call that has no block yet holds: names of 127 bytes, wherever they begin in aligned blocks. */
+#define L3__PEEK ((size_t)(L3_MAX_ALIGN > 128 ? 2 * L3_MAX_ALIGN : 256))
+
+/* A reader over a buffer on the stack, for those calls. */
 typedef struct l3__stack_buffer {
-    unsigned char bytes[3 * L3_MAX_ALIGN]; /* two aligned blocks wherever the stack put it */
+    unsigned char bytes[L3__PEEK + L3_MAX_ALIGN]; /* so many aligned ones wherever the stack put it */
 } l3__stack_buffer;
 
 L3__FN l3__reader l3__stack_reader(const l3_source *s, l3__stack_buffer *b) {
@@ -715,13 +782,18 @@ L3__FN l3__reader l3__stack_reader(const l3_source *s, l3__stack_buffer *b) {
     l3__reader     r;
     r.source   = s;
     r.buffer   = b->bytes + (align - (uint32_t)((uintptr_t)b->bytes % align)) % align;
-    r.capacity = 2 * L3_MAX_ALIGN;
+    r.capacity = L3__PEEK;
     r.at       = 0;
     r.have     = 0;
     return r;
 }
 
 L3_API uint32_t l3_crc32(uint32_t crc, const void *bytes, size_t n) {
+#if L3__SMALL
+    static const uint32_t table[16] = {0x00000000, 0x1db71064, 0x3b6e20c8, 0x26d930ac, 0x76dc4190, 0x6b6b51f4,
+                                       0x4db26158, 0x5005713c, 0xedb88320, 0xf00f9344, 0xd6d6a3e8, 0xcb61b38c,
+                                       0x9b64c2b0, 0x86d3d2d4, 0xa00ae278, 0xbdbdf21c};
+#else
     /* clang-format off */
     static const uint32_t table[256] = {
         0x00000000, 0x77073096, 0xee0e612c, 0x990951ba, 0x076dc419, 0x706af48f, 0xe963a535, 0x9e6495a3,
@@ -758,9 +830,17 @@ L3_API uint32_t l3_crc32(uint32_t crc, const void *bytes, size_t n) {
         0xb3667a2e, 0xc4614ab8, 0x5d681b02, 0x2a6f2b94, 0xb40bbe37, 0xc30c8ea1, 0x5a05df1b, 0x2d02ef8d
     };
     /* clang-format on */
+#endif
     const uint8_t *p = (const uint8_t *)bytes;
     crc              = ~crc;
-    while (n--) crc = table[(crc ^ *p++) & 0xff] ^ crc >> 8;
+    while (n--) {
+#if L3__SMALL
+        crc ^= *p++;
+        for (int half = 0; half < 2; half++) crc = table[crc & 15] ^ crc >> 4;
+#else
+        crc = table[(crc ^ *p++) & 0xff] ^ crc >> 8;
+#endif
+    }
     return ~crc;
 }
 
@@ -872,6 +952,33 @@ L3__FN uint32_t l3__to_bf16(float f) {
     return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 
+/* Whether a build has a type, and what a table says of it. F32 is always there: norms are. */
+#ifdef L3_NO_F16
+#define L3__IF_F16(there) NULL
+#else
+#define L3__IF_F16(there) there
+#endif
+#ifdef L3_NO_BF16
+#define L3__IF_BF16(there) NULL
+#else
+#define L3__IF_BF16(there) there
+#endif
+#ifdef L3_NO_Q8_0
+#define L3__IF_Q8_0(there) NULL
+#else
+#define L3__IF_Q8_0(there) there
+#endif
+#ifdef L3_NO_Q4_0
+#define L3__IF_Q4_0(there) NULL
+#else
+#define L3__IF_Q4_0(there) there
+#endif
+#ifdef L3_NO_Q6_K
+#define L3__IF_Q6_K(there) NULL
+#else
+#define L3__IF_Q6_K(there) there
+#endif
+
 L3__INLINE void l3__unpack_f32(const uint8_t *row, uint32_t first, uint32_t n, float *dst) {
     row += (size_t)first * 4;
     for (uint32_t i = 0; i < n; i++) dst[i] = l3__as_float(l3__le32(row + 4 * i));
@@ -915,11 +1022,11 @@ L3__INLINE void l3__unpack_q6_k(const uint8_t *row, uint32_t first, uint32_t n, 
 L3__FN l3__unpack_fn l3__unpacker(int type) {
     switch (type) {
     case L3_F32: return l3__unpack_f32;
-    case L3_F16: return l3__unpack_f16;
-    case L3_BF16: return l3__unpack_bf16;
-    case L3_Q8_0: return l3__unpack_q8_0;
-    case L3_Q4_0: return l3__unpack_q4_0;
-    case L3_Q6_K: return l3__unpack_q6_k;
+    case L3_F16: return L3__IF_F16(l3__unpack_f16);
+    case L3_BF16: return L3__IF_BF16(l3__unpack_bf16);
+    case L3_Q8_0: return L3__IF_Q8_0(l3__unpack_q8_0);
+    case L3_Q4_0: return L3__IF_Q4_0(l3__unpack_q4_0);
+    case L3_Q6_K: return L3__IF_Q6_K(l3__unpack_q6_k);
     default: return NULL;
     }
 }
@@ -928,6 +1035,21 @@ L3_API void l3_unpack(int type, const void *row, uint32_t first, uint32_t n, flo
     const l3__unpack_fn unpack = l3__unpacker(type);
     for (uint32_t i = 0; unpack && i < n; i += 32)
         unpack((const uint8_t *)row, first + i, n - i < 32 ? n - i : 32, dst + i);
+}
+
+/* Refuses a type that has no unpacking here. */
+L3__FN int l3__refuse_type(l3_error *err, uint64_t offset, const char *name, uint32_t type) {
+    const char *left_out = NULL;
+    switch (type) {
+    case L3_F16: left_out = "L3_NO_F16"; break;
+    case L3_BF16: left_out = "L3_NO_BF16"; break;
+    case L3_Q8_0: left_out = "L3_NO_Q8_0"; break;
+    case L3_Q4_0: left_out = "L3_NO_Q4_0"; break;
+    case L3_Q6_K: left_out = "L3_NO_Q6_K"; break;
+    default:
+        return l3__fail(err, L3_ERR_UNSUPPORTED, offset, "%s has type %u, which is not supported here", name, type);
+    }
+    return l3__fail(err, L3_ERR_UNSUPPORTED, offset, "%s has a type that this build leaves out by %s", name, left_out);
 }
 
 L3_API const char *l3_type_name(int type) {
@@ -992,8 +1114,9 @@ L3__FN void l3__pack_q8_0(const float *src, uint32_t n, uint8_t *dst) {
 }
 
 /* One block of 32; the scale maps the element of largest magnitude to -8. */
-L3__FN void l3__pack_q4_0(const float *src, uint8_t *dst) {
+L3__FN void l3__pack_q4_0(const float *src, uint32_t n, uint8_t *dst) {
     float peak = 0;
+    (void)n;
     for (int i = 0; i < 32; i++)
         if ((src[i] < 0 ? -src[i] : src[i]) > (peak < 0 ? -peak : peak)) peak = src[i];
     const float scale = peak / -8.0f, inverse = peak < 0 || peak > 0 ? 1.0f / scale : 0.0f;
@@ -1005,18 +1128,34 @@ L3__FN void l3__pack_q4_0(const float *src, uint8_t *dst) {
     }
 }
 
-L3_API void l3_pack(int type, const float *src, uint32_t n, void *row) {
-    uint8_t *p = (uint8_t *)row;
-    for (uint32_t i = 0; i < n; i += (type == L3_Q8_0 || type == L3_Q4_0) ? 32 : 1) {
-        switch (type) {
-        case L3_F32: l3__put_le32(p + (size_t)i * 4, l3__as_bits(src[i])); break;
-        case L3_F16: l3__put_le16(p + (size_t)i * 2, l3__to_f16(src[i])); break;
-        case L3_BF16: l3__put_le16(p + (size_t)i * 2, l3__to_bf16(src[i])); break;
-        case L3_Q8_0: l3__pack_q8_0(src + i, n - i < 32 ? n - i : 32, p + (size_t)(i / 32) * 34); break;
-        case L3_Q4_0: l3__pack_q4_0(src + i, p + (size_t)(i / 32) * 18); break;
-        default: return;
-        }
+L3__FN void l3__pack_row_f32(const float *src, uint32_t n, uint8_t *dst) {
+    for (uint32_t i = 0; i < n; i++) l3__put_le32(dst + 4 * i, l3__as_bits(src[i]));
+}
+L3__FN void l3__pack_row_f16(const float *src, uint32_t n, uint8_t *dst) {
+    for (uint32_t i = 0; i < n; i++) l3__put_le16(dst + 2 * i, l3__to_f16(src[i]));
+}
+L3__FN void l3__pack_row_bf16(const float *src, uint32_t n, uint8_t *dst) {
+    for (uint32_t i = 0; i < n; i++) l3__put_le16(dst + 2 * i, l3__to_bf16(src[i]));
+}
+
+/* Like l3__unpack_fn, from the start of a block or of 32 elements on. */
+typedef void (*l3__pack_fn)(const float *src, uint32_t n, uint8_t *dst);
+
+L3__FN l3__pack_fn l3__packer(int type) {
+    switch (type) {
+    case L3_F32: return l3__pack_row_f32;
+    case L3_F16: return L3__IF_F16(l3__pack_row_f16);
+    case L3_BF16: return L3__IF_BF16(l3__pack_row_bf16);
+    case L3_Q8_0: return L3__IF_Q8_0(l3__pack_q8_0);
+    case L3_Q4_0: return L3__IF_Q4_0(l3__pack_q4_0);
+    default: return NULL;
     }
+}
+
+L3_API void l3_pack(int type, const float *src, uint32_t n, void *row) {
+    const l3__pack_fn pack = l3__packer(type);
+    const size_t      step = (size_t)l3_row_bytes(type, 32);
+    for (uint32_t i = 0; pack && i < n; i += 32) pack(src + i, n - i < 32 ? n - i : 32, (uint8_t *)row + i / 32 * step);
 }
 
 L3_API void l3_pack_i32(const int32_t *src, uint32_t n, void *row) {
@@ -1071,7 +1210,7 @@ L3__INLINE void l3__lanes_add(float *lane, const float *a, const float *b, uint3
 L3__FN float l3__dot(const float *a, const float *b, uint32_t n) {
     float    lane[L3__LANES] = {0};
     uint32_t i               = 0;
-    for (; i + 32 <= n; i += 32) l3__lanes_add32(lane, a + i, b + i);
+    for (; !L3__SMALL && i + 32 <= n; i += 32) l3__lanes_add32(lane, a + i, b + i);
     l3__lanes_add(lane, a + i, b + i, n - i);
     return l3__lanes_sum(lane);
 }
@@ -1084,7 +1223,7 @@ typedef void (*l3__matmul_fn)(const uint8_t *w, size_t row_bytes, uint32_t rows,
 /* One row against `count` positions, 1 or 4: a row of weights is unpacked once for four positions. */
 L3__INLINE void l3__dot_row(l3__unpack_fn unpack, const uint8_t *row, uint32_t cols, const float *x, size_t xs,
                             const int count, float *y, size_t ys) {
-    float    lane[4][L3__LANES], w[32];
+    float    lane[L3__SMALL ? 1 : 4][L3__LANES], w[32];
     uint32_t i = 0;
     L3__UNROLL
     for (int p = 0; p < count; p++) l3__lanes_clear(lane[p]);
@@ -1105,7 +1244,7 @@ L3__INLINE void l3__matmul_by(l3__unpack_fn unpack, const uint8_t *w, size_t row
     for (uint32_t r = 0; r < rows; r++) {
         const uint8_t *row = w + r * row_bytes;
         uint32_t       p   = 0;
-        for (; p + 4 <= n; p += 4) l3__dot_row(unpack, row, cols, x + p * xs, xs, 4, y + p * ys + r, ys);
+        for (; !L3__SMALL && p + 4 <= n; p += 4) l3__dot_row(unpack, row, cols, x + p * xs, xs, 4, y + p * ys + r, ys);
         for (; p < n; p++) l3__dot_row(unpack, row, cols, x + p * xs, xs, 1, y + p * ys + r, ys);
     }
 }
@@ -1204,6 +1343,13 @@ L3__FN void l3__panel_rows(const uint8_t **row, const uint8_t *w, size_t row_byt
     for (uint32_t r = 0; r < 16; r++) row[r] = w + (r < rows ? r : 0) * row_bytes;
 }
 
+/* Whether any level here has products of its own for L3_FAST. Where none has, what would pack activations for them is left out. */
+#if defined(L3__VECTORS)
+#define L3__HAS_FAST 1
+#else
+#define L3__HAS_FAST 0
+#endif
+
 #define L3__N_TYPES 6
 L3__FN int l3__type_index(int type) {
     switch (type) {
@@ -1238,7 +1384,8 @@ typedef struct l3__kernels {
 #define L3__PLAIN_KERNELS                                                                                            \
     l3__dot, l3__unpack_row, l3__add_scaled, l3__scale, l3__normalize, l3__swiglu, l3__scale_scores, l3__exp_scores, \
         l3__weigh_rows, {                                                                                            \
-        l3__matmul_f32, l3__matmul_f16, l3__matmul_bf16, l3__matmul_q8_0, l3__matmul_q4_0, l3__matmul_q6_k           \
+        l3__matmul_f32, L3__IF_F16(l3__matmul_f16), L3__IF_BF16(l3__matmul_bf16), L3__IF_Q8_0(l3__matmul_q8_0),      \
+            L3__IF_Q4_0(l3__matmul_q4_0), L3__IF_Q6_K(l3__matmul_q6_k)                                               \
     }
 static const l3__kernels l3__plain_kernels = {
     L3_LEVEL_PLAIN, 32, L3__PLAIN_KERNELS, {NULL, NULL, NULL, NULL, NULL, NULL}, {NULL, NULL, NULL, NULL, NULL, NULL}};
@@ -3291,12 +3438,13 @@ L3__FN l3__entry *l3__cache_add(l3__cache *c, uint32_t layer, int32_t token, siz
 /* The index and the counts are within the budget. No more counts than tokens. */
 L3__FN void l3__cache_layout(l3__arena *a, l3__cache *c, size_t budget, uint32_t vocab) {
     memset(c, 0, sizeof *c);
+    const size_t word = L3__BYTES_OF(a, size_t, pointer);
     if (budget < 1024) return;
     c->n_buckets = c->n_counts = 1;
     while (c->n_buckets * 1024 <= budget / 2) c->n_buckets *= 2;
     while (c->n_counts < vocab && c->n_counts < 16 * c->n_buckets) c->n_counts *= 2;
-    c->size    = (budget - c->n_buckets * sizeof(size_t) - c->n_counts) & ~(size_t)7;
-    c->buckets = (size_t *)l3__take(a, c->n_buckets, sizeof(size_t));
+    c->size    = (budget - c->n_buckets * word - c->n_counts) & ~(size_t)7;
+    c->buckets = (size_t *)l3__take(a, c->n_buckets, word);
     c->counts  = (uint8_t *)l3__take(a, c->n_counts, 1);
     c->bytes   = (unsigned char *)l3__take(a, c->size, 1);
 }
@@ -3443,7 +3591,8 @@ L3__FN void l3__multiply(const l3__fast *f, int type, const uint8_t *w, size_t r
 
 L3__FN void l3__matmul_part(const l3__matmul_job *j, const l3__part *p, uint32_t from, uint32_t rows) {
     const uint8_t *w = p->weights + from * p->row_bytes;
-    if (j->fast) l3__multiply(j->fast, p->type, w, p->row_bytes, rows, j->cols, j->packed, j->n, p->y + from, p->ys);
+    if (L3__HAS_FAST && j->fast)
+        l3__multiply(j->fast, p->type, w, p->row_bytes, rows, j->cols, j->packed, j->n, p->y + from, p->ys);
     else
         j->kernels->matmul[l3__type_index(p->type)](w, p->row_bytes, rows, j->cols, j->x, j->xs, j->n, p->y + from,
                                                     p->ys);
@@ -3492,7 +3641,7 @@ L3__FN void l3__matmul_run(const l3_work *w, l3__matmul_job *j) {
 
 /* How weights of a type are multiplied in this pass, or NULL: as they are. */
 L3__FN const l3__fast *l3__fast_for(const l3_work *w, int type) {
-    if (w->config.mode != L3_FAST) return NULL;
+    if (!L3__HAS_FAST || w->config.mode != L3_FAST) return NULL;
     const int i = l3__type_index(type);
     return w->prefill && w->kernels->prefill[i] ? w->kernels->prefill[i] : w->kernels->decode[i];
 }
@@ -3872,7 +4021,7 @@ L3__FN void l3__attend_rows(l3_work *w, const l3_lookup *l, uint32_t p, float *s
 
 /* How rows meet queries in this mode: rounded to int8 like the activations of other weights of the type, or NULL: floats. */
 L3__FN const l3__fast *l3__fast_scores(const l3_work *w, const l3_lookup *l) {
-    return w->config.mode == L3_FAST ? w->kernels->decode[l3__type_index(l->rows.type)] : NULL;
+    return L3__HAS_FAST && w->config.mode == L3_FAST ? w->kernels->decode[l3__type_index(l->rows.type)] : NULL;
 }
 
 /* score (n,) = rows times the query of position p. */
@@ -4064,7 +4213,7 @@ typedef struct l3__widths {
 
 L3__FN void l3__need_packed(l3__widths *x, int type, uint32_t cols) {
     uint32_t *widest = &x->cols[l3__type_index(type)];
-    if (*widest < cols) *widest = cols;
+    if (L3__HAS_FAST && *widest < cols) *widest = cols;
 }
 
 L3__FN void l3__need_cols(l3__widths *x, const l3_tensor *t) {
@@ -4108,6 +4257,7 @@ L3__FN void l3__scratch_layout(l3__arena *a, l3_work *w) {
 
 /* Bytes of packed activations: the most that a matrix of any type needs for a whole batch. */
 L3__FN uint64_t l3__most_packed(const l3_work *w, const l3__widths *widths) {
+    if (!L3__HAS_FAST) return 0;
     const l3__fast *floats = w->kernels->prefill[0];
     uint64_t        most   = w->config.mode == L3_FAST ? l3__packed_bytes(floats, w->batch, widths->queries) : 0;
     for (int i = 0; i < L3__N_TYPES; i++) {
@@ -4165,10 +4315,10 @@ L3_API size_t l3_work_window_min(const l3_lookup *layers, uint32_t n_layers) {
 
 /* One layout for size and init: base NULL counts. */
 L3__FN size_t l3__work_place(l3_work *w, const l3_lookup *layers, uint32_t n_layers, const l3_work_config *config,
-                             void *base) {
+                             const l3__target *target, void *base) {
     const l3__widths widths = l3__lookup_widths(layers, n_layers);
-    l3__arena        a      = {(unsigned char *)base, 0, 0, false};
-    (void)l3__take(&a, 1, sizeof(l3_work));
+    l3__arena        a      = l3__arena_of(base, target);
+    (void)l3__take(&a, 1, L3__BYTES_OF(&a, l3_work, work));
     if (!l3__work_layout(&a, w, layers, n_layers, config, &widths)) return 0;
     l3__scratch_layout(&a, w);
     return l3__arena_size(&a);
@@ -4176,8 +4326,31 @@ L3__FN size_t l3__work_place(l3_work *w, const l3_lookup *layers, uint32_t n_lay
 
 L3_API size_t l3_work_size(const l3_lookup *layers, uint32_t n_layers, const l3_work_config *config) {
     l3_work w;
-    return l3__work_place(&w, layers, n_layers, config, NULL);
+    return l3__work_place(&w, layers, n_layers, config, NULL, NULL);
 }
+
+#ifndef L3_NO_STDIO
+L3_API l3_target l3_target_32(void) {
+    const l3_target t = {16, 4, 296, 280, 432, 288, 416, 144, 80}; /* tests/test_sizes.sh compares */
+    return t;
+}
+
+/* A configuration for another machine: what is best here is not there. */
+L3__FN l3_work_config l3__config_for(const l3_work_config *config) {
+    l3_work_config c;
+    memset(&c, 0, sizeof c);
+    if (config) c = *config;
+    if (c.level == L3_LEVEL_BEST) c.level = L3_LEVEL_PLAIN;
+    return c;
+}
+
+L3_API size_t l3_work_size_for(const l3_target *target, const l3_lookup *layers, uint32_t n_layers,
+                               const l3_work_config *config) {
+    l3_work              w;
+    const l3_work_config c = l3__config_for(config);
+    return l3__work_place(&w, layers, n_layers, &c, target, NULL);
+}
+#endif
 
 L3__FN int l3__window_error(l3_error *err, uint64_t window, uint64_t least) {
     return l3__fail(err, L3_ERR_ARGUMENT, 0, "a window of %U bytes is too small: the longest row needs %U", window,
@@ -4205,7 +4378,7 @@ L3_API int l3_work_init(l3_work **work, const l3_lookup *layers, uint32_t n_laye
         if (layers[i].vocab != layers[0].vocab || layers[i].key_length != layers[0].key_length)
             return l3__fail(err, L3_ERR_ARGUMENT, 0, "layer %u has another vocabulary or key length than layer 0", i);
     l3_work *w = (l3_work *)mem;
-    (void)l3__work_place(w, layers, n_layers, config, mem);
+    (void)l3__work_place(w, layers, n_layers, config, NULL, mem);
     l3__work_reset(w);
     *work = w;
     return L3_OK;
@@ -4234,9 +4407,7 @@ L3__FN void l3__check_tensor(l3__check *c, const l3_tensor *t, const char *name,
     else if (t->rows != rows || t->cols != cols)
         c->code = l3__fail(c->err, L3_ERR_FORMAT, t->offset, "%s is %u x %u; %u x %u is right", name, t->rows, t->cols,
                            rows, cols);
-    else if (!l3__unpacker(t->type))
-        c->code = l3__fail(c->err, L3_ERR_UNSUPPORTED, t->offset, "%s has type %u, which is not supported", name,
-                           (uint32_t)t->type);
+    else if (!l3__unpacker(t->type)) c->code = l3__refuse_type(c->err, t->offset, name, (uint32_t)t->type);
     else if (l3_row_bytes(t->type, t->cols) == 0)
         c->code = l3__fail(c->err, L3_ERR_FORMAT, t->offset, "%s: rows of %u elements are no whole blocks of type %s",
                            name, cols, l3_type_name(t->type));
@@ -4251,7 +4422,7 @@ L3__FN void l3__check_i32(l3__check *c, const l3_tensor *t, const char *name, ui
 }
 
 /* Every offset of the table, in order, through a small buffer. */
-L3__FN int l3__check_offsets(const l3_lookup *l, l3_error *err) {
+L3__APART int l3__check_offsets(const l3_lookup *l, l3_error *err) {
     const l3_source  memory = l3_source_memory(l->offsets.data, (size_t)l->vocab * 4 + 4);
     const uint64_t   base   = l->offsets.data ? 0 : l->offsets.offset;
     l3__stack_buffer buffer;
@@ -4339,7 +4510,7 @@ L3__FN uint64_t l3__alloc_layout(l3__arena *a, l3_alloc *x, uint32_t vocab, uint
 
 L3_API size_t l3_alloc_size(uint32_t vocab, uint32_t max_codewords) {
     l3_alloc  x;
-    l3__arena a = {NULL, 0, 0, false};
+    l3__arena a = l3__arena_of(NULL, NULL);
     if (vocab == 0 || max_codewords < vocab || max_codewords > INT32_MAX) return 0;
     (void)l3__take(&a, 1, sizeof x);
     return (size_t)l3__alloc_layout(&a, &x, vocab, max_codewords);
@@ -4347,7 +4518,7 @@ L3_API size_t l3_alloc_size(uint32_t vocab, uint32_t max_codewords) {
 
 L3_API int l3_alloc_init(l3_alloc **alloc, uint32_t vocab, uint32_t max_codewords, void *mem, size_t size,
                          l3_error *err) {
-    l3__arena a = {(unsigned char *)mem, 0, 0, false};
+    l3__arena a = l3__arena_of(mem, NULL);
     if (vocab == 0 || max_codewords < vocab || max_codewords > INT32_MAX)
         return l3__fail(err, L3_ERR_ARGUMENT, 0, "%u codewords for a vocabulary of %u; at least one a token is right",
                         max_codewords, vocab);

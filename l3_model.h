@@ -19,7 +19,12 @@
  * A model is immutable and serves any number of sessions and threads; a session holds everything that changes (KV cache,
  * scratch, row cache) in one block of the caller's. Weights flow one way: source -> model -> session.
  *
- * SWITCHES, MEMORY, ERRORS, THREADS, NUMBERS: as in l3.h.
+ * SWITCHES (besides those of l3.h)
+ *     L3_NO_ENCODER      leaves out l3_tokenize(): the tokenizer only decodes (run 0)
+ *     L3_NO_SAMPLER      leaves out l3_sample() and what belongs to it
+ *     L3_NO_SNAPSHOT     leaves out l3_session_save() and l3_session_load()
+ *
+ * MEMORY, ERRORS, THREADS, NUMBERS: as in l3.h.
  *
  * Sections: >>gguf >>model >>session >>tokenizer >>sampler, then the implementation:
  *           >>scan >>keys >>tensors >>open >>layout >>attention >>blocks >>calls >>snapshots >>pieces >>bpe >>text >>sample
@@ -122,6 +127,10 @@ typedef struct l3_model_config {
 /* Bytes that l3_model_open needs for this file: descriptions of tensors and a sparse index of the vocabulary, no weights.
  * Reads the metadata once. config may be NULL, here and below. */
 L3_API int l3_model_size(const l3_source *source, const l3_model_config *config, size_t *size, l3_error *err);
+#ifndef L3_NO_STDIO
+/* l3_model_size() on another machine, for tools that tell sizes before a program is made. */
+L3_API int l3_model_size_for(const l3_target *target, const l3_source *source, size_t *size, l3_error *err);
+#endif
 /* mem: size bytes aligned to L3_ALIGN, used until the model is forgotten; there is nothing to free. *source is copied; what
  * it refers to must outlive the model. Every tensor's place, shape and type and every lookup offset is checked.
  * L3_ERR_FORMAT, L3_ERR_UNSUPPORTED, L3_ERR_CHECKSUM (required, and none), L3_ERR_IO, L3_ERR_MEMORY. */
@@ -150,6 +159,11 @@ typedef struct l3_session l3_session;
 
 /* Bytes of a session, exact, or 0 if the configuration cannot work (l3_session_init says why). */
 L3_API size_t l3_session_size(const l3_model *model, const l3_session_config *config);
+#ifndef L3_NO_STDIO
+/* l3_session_size() on another machine, exact if it gets at the file in the same way: what the model has mapped is mapped
+ * there, what is read is read with the same source.align and start. */
+L3_API size_t l3_session_size_for(const l3_target *target, const l3_model *model, const l3_session_config *config);
+#endif
 /* The least config->work.window that works; 0 when everything is mapped. */
 L3_API size_t l3_session_window_min(const l3_model *model);
 /* mem: size bytes, aligned to L3_ALIGN, used until the session is forgotten; there is nothing to free. */
@@ -179,6 +193,7 @@ L3_API l3_stats l3_session_stats(const l3_session *session);
 /* The level whose kernels the session uses; never L3_LEVEL_BEST. */
 L3_API l3_level l3_session_level(const l3_session *session);
 
+#ifndef L3_NO_SNAPSHOT
 /* Takes bytes somewhere: 0, or an own negative code, which comes back in l3_error.io. */
 typedef int (*l3_write_fn)(void *user, const void *bytes, size_t n);
 
@@ -197,6 +212,7 @@ typedef struct l3_buffer {
     size_t         size, used;
 } l3_buffer;
 L3_API int l3_write_buffer(void *user, const void *bytes, size_t n);
+#endif
 
 /* >>tokenizer ------------------------------------------------------------------------------------------------------ */
 
@@ -210,7 +226,12 @@ typedef struct l3_tokenizer l3_tokenizer;
 L3_API size_t l3_tokenizer_size(const l3_model *model, size_t run);
 L3_API int    l3_tokenizer_init(l3_tokenizer **tokenizer, const l3_model *model, size_t run, void *mem, size_t size,
                                 l3_error *err);
+#ifndef L3_NO_STDIO
+/* l3_tokenizer_size() on another machine. */
+L3_API size_t l3_tokenizer_size_for(const l3_target *target, const l3_model *model, size_t run);
+#endif
 
+#ifndef L3_NO_ENCODER
 enum {
     L3_TEXT_SPECIAL  = 1, /* the text of control tokens ("<s>") means the token */
     L3_TEXT_CONTINUE = 2, /* no dummy space in front: the text continues another */
@@ -221,6 +242,7 @@ enum {
  * L3_ERR_MEMORY with *n above capacity: they did not fit; with *n = 0, as after every other error: a run is too long. */
 L3_API int l3_tokenize(l3_tokenizer *tokenizer, const char *text, size_t length, int flags, int32_t *ids,
                        size_t capacity, size_t *n, l3_error *err);
+#endif
 
 /* The text of the next token of a stream: *text (*n bytes, not terminated) is valid until the next call. Bytes of a UTF-8
  * character that is not yet complete are held back. The dummy space of the first piece, in a stream and after BOS, is dropped;
@@ -235,6 +257,7 @@ L3_API int l3_token_piece(l3_tokenizer *tokenizer, int32_t id, const char **piec
 
 /* >>sampler -------------------------------------------------------------------------------------------------------- */
 
+#ifndef L3_NO_SAMPLER
 typedef struct l3_sampling {
     float    temperature;    /* 0: always the highest logit */
     uint32_t top_k;          /* keep the k best; 0: all */
@@ -253,6 +276,10 @@ L3_API l3_sampling l3_sampling_defaults(void);
 L3_API size_t l3_sampler_size(const l3_sampling *sampling, uint32_t vocab);
 L3_API int    l3_sampler_init(l3_sampler **sampler, const l3_sampling *sampling, uint32_t vocab, void *mem, size_t size,
                               l3_error *err);
+#ifndef L3_NO_STDIO
+/* l3_sampler_size() on another machine. */
+L3_API size_t l3_sampler_size_for(const l3_target *target, const l3_sampling *sampling, uint32_t vocab);
+#endif
 /* Tells which tokens came, for the repetition penalty: the prompt, and what was sampled. */
 L3_API void l3_sampler_accept(l3_sampler *sampler, const int32_t *tokens, size_t n);
 /* The next token: repetition penalty, top-k, top-p, min-p, temperature, then one draw from the cumulative distribution in
@@ -261,6 +288,7 @@ L3_API void l3_sampler_accept(l3_sampler *sampler, const int32_t *tokens, size_t
 L3_API int l3_sample(l3_sampler *sampler, const float *logits, int32_t *id, l3_error *err);
 /* The generator, SplitMix64 (Steele, Lea, Flood 2014): the next 64 bits. A draw is the upper 24 bits times 2^-24. */
 L3_API uint64_t l3_random(uint64_t *state);
+#endif
 
 #ifdef __cplusplus
 }
@@ -1045,8 +1073,7 @@ L3__FN int l3__on_tensor(void *user, const l3_gguf_tensor *in) {
                         in->dims[0], in->dims[1], in->dims[2], cols, rows);
     const bool is_offsets = p.slot->cols == L3__VOCAB_1;
     if (in->type > INT32_MAX || (is_offsets ? in->type != L3_I32 : !l3__unpacker((int)in->type)))
-        return l3__fail(o->err, L3_ERR_UNSUPPORTED, in->offset, "tensor %s has type %u, which is not supported here",
-                        in->name, in->type);
+        return l3__refuse_type(o->err, in->offset, in->name, in->type);
     t->rows = rows, t->cols = cols, t->type = (int32_t)in->type, t->offset = in->offset;
     const uint64_t bytes = l3__tensor_bytes(t);
     if (bytes == 0 || !l3__add(t->offset, bytes, &end))
@@ -1091,7 +1118,7 @@ L3__FN bool l3__is_needed(const l3_model *m, const l3__place *p) {
     return m->info.kind == L3_KIND_ALLOCATION && p->slot->cols == L3__VOCAB_1;
 }
 
-L3__FN int l3__check_complete(l3_model *m, l3_error *err) {
+L3__APART int l3__check_complete(l3_model *m, l3_error *err) {
     l3__place p;
     char      name[64];
     for (uint32_t i = 0; l3__place_at(m, i, &p); i++) {
@@ -1104,7 +1131,7 @@ L3__FN int l3__check_complete(l3_model *m, l3_error *err) {
 }
 
 /* The lookup layers' numbers; their blocks must rise. */
-L3__FN int l3__describe_lookups(l3_model *m, const l3__keys *k, l3_error *err) {
+L3__APART int l3__describe_lookups(l3_model *m, const l3__keys *k, l3_error *err) {
     l3__stack_buffer  buffer;
     l3__reader        r = l3__stack_reader(&m->source, &buffer);
     const l3__params *p = &k->params;
@@ -1153,38 +1180,52 @@ L3__FN int l3__check_lookups(const l3_model *m, const l3_model_config *config, l
     return L3_OK;
 }
 
-L3__FN size_t l3__model_layout(l3_model *m, const l3__keys *k, void *base) {
-    l3__arena a = {(unsigned char *)base, 0, 0, false};
-    (void)l3__take(&a, 1, sizeof *m);
+L3__FN size_t l3__model_layout(l3_model *m, const l3__keys *k, const l3__target *target, void *base) {
+    l3__arena a = l3__arena_of(base, target);
+    (void)l3__take(&a, 1, L3__BYTES_OF(&a, l3_model, model));
     m->info          = k->info;
     m->vocabulary    = k->vocabulary;
-    m->blocks        = (l3__block *)l3__take(&a, k->info.n_blocks, sizeof(l3__block));
-    m->lookups       = (l3_lookup *)l3__take(&a, k->info.n_lookups, sizeof(l3_lookup));
+    m->blocks        = (l3__block *)l3__take(&a, k->info.n_blocks, L3__BYTES_OF(&a, l3__block, block));
+    m->lookups       = (l3_lookup *)l3__take(&a, k->info.n_lookups, L3__BYTES_OF(&a, l3_lookup, lookup));
     m->lookup_blocks = (uint32_t *)l3__take(&a, k->info.n_lookups, sizeof(uint32_t));
     m->checkpoints   = (uint32_t *)l3__take(
           &a, k->info.has_tokenizer ? (k->info.vocab + L3__CHECKPOINT - 1) / L3__CHECKPOINT : 0, sizeof(uint32_t));
     return l3__arena_size(&a);
 }
 
-L3_API int l3_model_size(const l3_source *source, const l3_model_config *config, size_t *size, l3_error *err) {
+L3__APART size_t l3__count_model(const l3__keys *k, const l3__target *target) {
+    l3_model m;
+    return l3__model_layout(&m, k, target, NULL);
+}
+
+L3__FN int l3__model_bytes(const l3_source *source, const l3__target *target, size_t *size, l3_error *err) {
     l3__keys  k;
-    l3_model  m;
     const int code = l3__scan_keys(&k, source, err);
-    (void)config;
-    if (code == L3_OK) *size = l3__model_layout(&m, &k, NULL);
+    if (code == L3_OK) *size = l3__count_model(&k, target);
     return code;
 }
+
+L3_API int l3_model_size(const l3_source *source, const l3_model_config *config, size_t *size, l3_error *err) {
+    (void)config;
+    return l3__model_bytes(source, NULL, size, err);
+}
+
+#ifndef L3_NO_STDIO
+L3_API int l3_model_size_for(const l3_target *target, const l3_source *source, size_t *size, l3_error *err) {
+    return l3__model_bytes(source, target, size, err);
+}
+#endif
 
 L3_API int l3_model_open(l3_model **model, const l3_source *source, const l3_model_config *config, void *mem,
                          size_t size, l3_error *err) {
     l3__keys              k;
-    l3_model              count, *m = (l3_model *)mem;
+    l3_model             *m          = (l3_model *)mem;
     const l3_gguf_visitor everything = {&k, l3__on_key, l3__on_string, l3__on_tensor, l3__on_data};
     int                   code       = l3__scan_keys(&k, source, err);
-    if (code == L3_OK) code = l3__check_block(mem, size, l3__model_layout(&count, &k, NULL), err);
+    if (code == L3_OK) code = l3__check_block(mem, size, l3__count_model(&k, NULL), err);
     if (code != L3_OK) return code;
-    memset(mem, 0, l3__model_layout(&count, &k, NULL));
-    (void)l3__model_layout(m, &k, mem);
+    memset(mem, 0, l3__count_model(&k, NULL));
+    (void)l3__model_layout(m, &k, NULL, mem);
     m->source = *source;
     m->tables = config && config->tables ? *config->tables : *source;
     if (m->tables.size != m->source.size)
@@ -1224,7 +1265,7 @@ L3_API const l3_tensor *l3_model_tensor(const l3_model *m, uint32_t i, char name
 L3__FN int l3__each_piece(l3__reader *r, uint64_t from, uint64_t to, void (*piece)(void *, const uint8_t *, size_t),
                           void *user, l3_error *err) {
     while (from < to) {
-        const size_t   n = to - from < L3_MAX_ALIGN ? (size_t)(to - from) : L3_MAX_ALIGN;
+        const size_t   n = to - from < L3__PEEK / 2 ? (size_t)(to - from) : L3__PEEK / 2;
         const uint8_t *p = l3__peek(r, from, n, err);
         if (!p) return err ? err->code : L3_ERR_IO;
         piece(user, p, n);
@@ -1388,12 +1429,14 @@ L3__FN void l3__session_scratch(l3__arena *a, l3_session *s) {
 }
 
 /* Size and init in one: with base NULL it only counts. 0: the configuration cannot work. */
-L3__FN size_t l3__session_layout(l3_session *s, const l3_model *m, const l3_session_config *config, void *base) {
+L3__FN size_t l3__session_layout(l3_session *s, const l3_model *m, const l3_session_config *config,
+                                 const l3__target *target, void *base) {
     const l3_info   *x      = &m->info;
     const l3__widths widths = l3__model_widths(m);
-    l3__arena        a      = {(unsigned char *)base, 0, 0, false};
+    l3__arena        a      = l3__arena_of(base, target);
+    const size_t     word   = L3__BYTES_OF(&a, void *, pointer);
     uint64_t         kv;
-    (void)l3__take(&a, 1, sizeof *s);
+    (void)l3__take(&a, 1, L3__BYTES_OF(&a, l3_session, session));
     memset(s, 0, sizeof *s);
     s->model = m;
     if (config) s->config = *config;
@@ -1405,9 +1448,9 @@ L3__FN size_t l3__session_layout(l3_session *s, const l3_model *m, const l3_sess
     s->kv         = (unsigned char *)l3__take(&a, kv, 1);
     s->logits     = (float *)l3__take(&a, x->vocab, sizeof(float));
     s->rope_rates = (double *)l3__take(&a, x->rope_dims / 2, sizeof(double));
-    s->owner      = (l3_session **)l3__take(&a, batch, sizeof(l3_session *));
+    s->owner      = (l3_session **)l3__take(&a, batch, word);
     s->at         = (uint32_t *)l3__take(&a, batch, sizeof(uint32_t));
-    s->wanted     = (float **)l3__take(&a, batch, sizeof(float *));
+    s->wanted     = (float **)l3__take(&a, batch, word);
     s->x          = (float *)l3__take(&a, batch * x->dim, sizeof(float));
     s->normed     = (float *)l3__take(&a, batch * x->dim, sizeof(float));
     s->out        = (float *)l3__take(&a, batch * x->dim, sizeof(float));
@@ -1428,6 +1471,7 @@ L3__FN int l3__check_session(const l3_model *m, const l3_session_config *c, l3_e
     if (c->kv_type != L3_F32 && c->kv_type != L3_F16 && c->kv_type != L3_Q8_0)
         return l3__fail(err, L3_ERR_ARGUMENT, 0, "a KV cache of type %u; f32, f16 and q8_0 are right",
                         (uint32_t)c->kv_type);
+    if (!l3__packer(c->kv_type)) return l3__refuse_type(err, 0, "the KV cache", (uint32_t)c->kv_type);
     if (c->work.batch > 65536)
         return l3__fail(err, L3_ERR_ARGUMENT, 0, "a batch of %u; at most 65536 is right", c->work.batch);
     if (c->work.window && c->work.window < least) return l3__window_error(err, c->work.window, least);
@@ -1436,8 +1480,19 @@ L3__FN int l3__check_session(const l3_model *m, const l3_session_config *c, l3_e
 
 L3_API size_t l3_session_size(const l3_model *m, const l3_session_config *config) {
     l3_session s;
-    return l3__check_session(m, config, NULL) == L3_OK ? l3__session_layout(&s, m, config, NULL) : 0;
+    return l3__check_session(m, config, NULL) == L3_OK ? l3__session_layout(&s, m, config, NULL, NULL) : 0;
 }
+
+#ifndef L3_NO_STDIO
+L3_API size_t l3_session_size_for(const l3_target *target, const l3_model *m, const l3_session_config *config) {
+    l3_session        s;
+    l3_session_config c;
+    memset(&c, 0, sizeof c);
+    if (config) c = *config;
+    c.work = l3__config_for(&c.work);
+    return l3__check_session(m, &c, NULL) == L3_OK ? l3__session_layout(&s, m, &c, target, NULL) : 0;
+}
+#endif
 
 L3_API int l3_session_init(l3_session **session, const l3_model *m, const l3_session_config *config, void *mem,
                            size_t size, l3_error *err) {
@@ -1446,7 +1501,7 @@ L3_API int l3_session_init(l3_session **session, const l3_model *m, const l3_ses
     if (code != L3_OK) return code;
     l3_session    *s = (l3_session *)mem;
     const l3_info *x = &m->info;
-    (void)l3__session_layout(s, m, config, mem);
+    (void)l3__session_layout(s, m, config, NULL, mem);
     l3__work_reset(&s->work);
     for (uint32_t i = 0; i < x->rope_dims / 2; i++)
         s->rope_rates[i] = l3__exp(-2.0 * i / x->rope_dims * l3__log(x->rope_base));
@@ -1817,11 +1872,13 @@ L3_API void l3_session_hint(l3_session *s, const int32_t *tokens, uint32_t n) { 
 
 /* >>snapshots ----------------------------------------------------------------------------------------------------- */
 
+#ifndef L3_NO_SNAPSHOT
+
 /* "L3SN", then u32: version, kv_type, position, n_blocks, n_kv_heads, head_dim, vocab; u64 fingerprint; for each block, KV
  * head, and key then value: `position` rows of the KV cache; logits as f32; u32 CRC-32 of all before it. */
 #define L3__SNAPSHOT_HEADER 40u
 
-L3__FN int l3__snapshot_header(const l3_session *s, uint8_t header[L3__SNAPSHOT_HEADER], l3_error *err) {
+L3__APART int l3__snapshot_header(const l3_session *s, uint8_t header[L3__SNAPSHOT_HEADER], l3_error *err) {
     const l3_info *x         = &s->model->info;
     const uint32_t fields[7] = {
         1, (uint32_t)s->config.kv_type, s->position, x->n_blocks, x->n_kv_heads, x->head_dim, x->vocab};
@@ -1876,19 +1933,17 @@ L3_API int l3_session_save(const l3_session *s, l3_write_fn write, void *user, l
     return code == L3_OK ? l3__save_bytes(&out, word, 4) : code;
 }
 
-/* The header against this session, field by field; *position is the saved one. */
-L3__FN int l3__check_snapshot(const l3_session *s, const uint8_t *got, uint32_t *position, l3_error *err) {
-    uint8_t want[L3__SNAPSHOT_HEADER];
+/* The header against this session's, field by field; *position is the saved one. */
+L3__FN int l3__check_snapshot(const l3_session *s, const uint8_t *got, uint8_t *want, uint32_t *position,
+                              l3_error *err) {
     if (memcmp(got, "L3SN", 4) != 0 || l3__le32(got + 4) != 1)
         return l3__fail(err, L3_ERR_FORMAT, 0, "this is no snapshot of version 1");
-    const int code = l3__snapshot_header(s, want, err);
-    *position      = l3__le32(got + 12);
+    *position = l3__le32(got + 12);
     memcpy(want + 12, got + 12, 4);
-    if (code != L3_OK) return code;
     if (l3__le32(got + 8) != l3__le32(want + 8))
         return l3__fail(err, L3_ERR_MISMATCH, 8, "the snapshot's KV cache has type %u, this session's %u",
                         l3__le32(got + 8), l3__le32(want + 8));
-    if (memcmp(got, want, sizeof want) != 0)
+    if (memcmp(got, want, L3__SNAPSHOT_HEADER) != 0)
         return l3__fail(err, L3_ERR_MISMATCH, 16, "the snapshot is of another model");
     if (*position > s->config.context)
         return l3__fail(err, L3_ERR_MISMATCH, 12, "the snapshot has %u tokens, this session room for %u", *position,
@@ -1929,18 +1984,18 @@ L3__FN int l3__load_kv(l3_session *s, l3__reader *in, uint32_t *crc, l3_error *e
     return code;
 }
 
-/* A source that fails in the second pass only, after the checks, or then gives other bytes, leaves the session empty. */
-L3_API int l3_session_load(l3_session *s, const l3_source *in, l3_error *err) {
+/* A source that fails in the second pass only, after the checks, or then gives other bytes, leaves the session empty. `header`
+ * is what this session's snapshot would begin with. */
+L3__APART int l3__load(l3_session *s, const l3_source *in, uint8_t *header, l3_error *err) {
     l3__stack_buffer buffer;
     uint32_t         position = 0, crc = 0;
     const uint32_t   before = s->position;
-    int              code   = l3__check_source(in, err);
-    if (code != L3_OK) return code;
-    l3__reader     r = l3__stack_reader(in, &buffer);
-    const uint8_t *p = l3__peek(&r, 0, L3__SNAPSHOT_HEADER, err);
+    int              code   = L3_OK;
+    l3__reader       r      = l3__stack_reader(in, &buffer);
+    const uint8_t   *p      = l3__peek(&r, 0, L3__SNAPSHOT_HEADER, err);
     if (!p) return err ? err->code : L3_ERR_FORMAT;
     uint32_t copied = l3_crc32(0, p, L3__SNAPSHOT_HEADER);
-    if ((code = l3__check_snapshot(s, p, &position, err)) != L3_OK) return code;
+    if ((code = l3__check_snapshot(s, p, header, &position, err)) != L3_OK) return code;
     s->position         = position;
     const uint64_t size = l3_session_save_size(s);
     s->position         = before;
@@ -1957,6 +2012,14 @@ L3_API int l3_session_load(l3_session *s, const l3_source *in, l3_error *err) {
     return code;
 }
 
+/* The model is read before the snapshot, so that only one of them needs a buffer at a time. */
+L3_API int l3_session_load(l3_session *s, const l3_source *in, l3_error *err) {
+    uint8_t header[L3__SNAPSHOT_HEADER];
+    int     code = l3__check_source(in, err);
+    if (code == L3_OK) code = l3__snapshot_header(s, header, err);
+    return code == L3_OK ? l3__load(s, in, header, err) : code;
+}
+
 L3_API int l3_write_buffer(void *user, const void *bytes, size_t n) {
     l3_buffer *b = (l3_buffer *)user;
     if (n > b->size - b->used) return -1;
@@ -1964,6 +2027,7 @@ L3_API int l3_write_buffer(void *user, const void *bytes, size_t n) {
     b->used += n;
     return 0;
 }
+#endif /* L3_NO_SNAPSHOT */
 
 /* >>pieces -------------------------------------------------------------------------------------------------------- */
 
@@ -1997,11 +2061,11 @@ struct l3_tokenizer {
     uint32_t    n_buckets;       /* a power of two */
     uint32_t    longest_special; /* bytes of the longest control or user-defined piece */
     bool        has_user_defined;
-    int32_t     byte_ids[256]; /* -1: none */
-    uint8_t     starts[32];    /* bit set: first bytes of control and user-defined pieces */
-    uint8_t    *joins;   /* (8192,) bit set of 65536: some piece has these last bytes of characters side by side */
-    l3__symbol *symbols; /* (run,) */
-    l3__merge  *heap;    /* (2 run,) best merge first */
+    int32_t    *byte_ids;   /* (256,) -1: none */
+    uint8_t     starts[32]; /* bit set: first bytes of control and user-defined pieces */
+    uint8_t    *joins;      /* (8192,) bit set of 65536: some piece has these last bytes of characters side by side */
+    l3__symbol *symbols;    /* (run,) */
+    l3__merge  *heap;       /* (2 run,) best merge first */
     uint32_t    n_symbols, n_heap;
 
     /* For decoding. */
@@ -2093,7 +2157,11 @@ L3__FN uint32_t l3__utf8_length(const uint8_t *p, size_t n) {
     return want;
 }
 
+static const uint8_t l3__space[3] = {0xe2, 0x96, 0x81}; /* U+2581 */
+
 /* >>bpe ----------------------------------------------------------------------------------------------------------- */
+
+#ifndef L3_NO_ENCODER
 
 /* Text is seen as the vocabulary writes it, a space as U+2581, without a copy: `front` is a dummy space before it. */
 typedef struct l3__text {
@@ -2106,8 +2174,6 @@ L3__FN uint8_t l3__text_at(const l3__text *x, size_t i) {
     return x->front ? (i == 0 ? ' ' : x->bytes[i - 1]) : x->bytes[i];
 }
 L3__FN size_t l3__text_size(const l3__text *x) { return x->n + (x->front ? 1 : 0); }
-
-static const uint8_t l3__space[3] = {0xe2, 0x96, 0x81}; /* U+2581 */
 
 /* FNV-1a of a text as the vocabulary writes it, byte by byte. */
 #define L3__HASH_START 0x811c9dc5u
@@ -2203,7 +2269,7 @@ L3__FN int l3__index_pass(l3_tokenizer *t, bool fill) {
 L3__FN int l3__build_index(l3_tokenizer *t) {
     memset(t->buckets, 0, ((size_t)t->n_buckets + 1) * sizeof *t->buckets);
     memset(t->joins, 0, 8192);
-    memset(t->byte_ids, 0xff, sizeof t->byte_ids);
+    memset(t->byte_ids, 0xff, 256 * sizeof *t->byte_ids);
     int code = l3__index_pass(t, false);
     for (uint32_t i = 1; i <= t->n_buckets; i++) t->buckets[i] += t->buckets[i - 1];
     if (code == L3_OK) code = l3__index_pass(t, true);
@@ -2400,11 +2466,13 @@ L3_API int l3_tokenize(l3_tokenizer *t, const char *text, size_t length, int fla
     if (code != L3_OK || !ids || out.n <= capacity) return code;
     return l3__fail(err, L3_ERR_MEMORY, 0, "%U token IDs do not fit in %U", (uint64_t)out.n, (uint64_t)capacity);
 }
+#endif /* L3_NO_ENCODER */
 
-L3__FN size_t l3__tokenizer_layout(l3_tokenizer *t, const l3_model *m, size_t run, void *base) {
+L3__FN size_t l3__tokenizer_layout(l3_tokenizer *t, const l3_model *m, size_t run, const l3__target *target,
+                                   void *base) {
     const uint32_t align = l3__align_of(&m->source), vocab = m->info.vocab;
-    l3__arena      a = {(unsigned char *)base, 0, 0, false};
-    (void)l3__take(&a, 1, sizeof *t);
+    l3__arena      a = l3__arena_of(base, target);
+    (void)l3__take(&a, 1, L3__BYTES_OF(&a, l3_tokenizer, tokenizer));
     memset(t, 0, sizeof *t);
     t->model           = m;
     t->run             = run ? run + 1 : 0;
@@ -2417,18 +2485,26 @@ L3__FN size_t l3__tokenizer_layout(l3_tokenizer *t, const l3_model *m, size_t ru
     if (t->run > UINT32_MAX / 2) return 0;
     t->n_buckets = 1;
     while (t->n_buckets < vocab / 4) t->n_buckets *= 2;
-    t->index   = (uint32_t *)l3__take(&a, vocab, sizeof *t->index);
-    t->buckets = (uint32_t *)l3__take(&a, (uint64_t)t->n_buckets + 1, sizeof *t->buckets);
-    t->joins   = (uint8_t *)l3__take(&a, 8192, 1);
-    t->symbols = (l3__symbol *)l3__take(&a, t->run, sizeof *t->symbols);
-    t->heap    = (l3__merge *)l3__take(&a, (uint64_t)t->run * 2, sizeof *t->heap);
+    t->index    = (uint32_t *)l3__take(&a, vocab, sizeof *t->index);
+    t->buckets  = (uint32_t *)l3__take(&a, (uint64_t)t->n_buckets + 1, sizeof *t->buckets);
+    t->joins    = (uint8_t *)l3__take(&a, 8192, 1);
+    t->byte_ids = (int32_t *)l3__take(&a, 256, sizeof *t->byte_ids);
+    t->symbols  = (l3__symbol *)l3__take(&a, t->run, sizeof *t->symbols);
+    t->heap     = (l3__merge *)l3__take(&a, (uint64_t)t->run * 2, sizeof *t->heap);
     return l3__arena_size(&a);
 }
 
 L3_API size_t l3_tokenizer_size(const l3_model *m, size_t run) {
     l3_tokenizer t;
-    return m->info.has_tokenizer ? l3__tokenizer_layout(&t, m, run, NULL) : 0;
+    return m->info.has_tokenizer ? l3__tokenizer_layout(&t, m, run, NULL, NULL) : 0;
 }
+
+#ifndef L3_NO_STDIO
+L3_API size_t l3_tokenizer_size_for(const l3_target *target, const l3_model *m, size_t run) {
+    l3_tokenizer t;
+    return m->info.has_tokenizer ? l3__tokenizer_layout(&t, m, run, target, NULL) : 0;
+}
+#endif
 
 L3_API int l3_tokenizer_init(l3_tokenizer **tokenizer, const l3_model *m, size_t run, void *mem, size_t size,
                              l3_error *err) {
@@ -2438,9 +2514,13 @@ L3_API int l3_tokenizer_init(l3_tokenizer **tokenizer, const l3_model *m, size_t
     const int code = l3__check_block(mem, size, l3_tokenizer_size(m, run), err);
     if (code != L3_OK) return code;
     l3_tokenizer *t = (l3_tokenizer *)mem;
-    (void)l3__tokenizer_layout(t, m, run, mem);
+    (void)l3__tokenizer_layout(t, m, run, NULL, mem);
     l3__begin_call(t, err);
+#ifdef L3_NO_ENCODER
+    const int built = run ? l3__fail(err, L3_ERR_UNSUPPORTED, 0, "this build has no encoder, by L3_NO_ENCODER") : L3_OK;
+#else
     const int built = run ? l3__build_index(t) : L3_OK;
+#endif
     if (built == L3_OK) *tokenizer = t;
     return built;
 }
@@ -2512,6 +2592,7 @@ L3_API int l3_token_piece(l3_tokenizer *t, int32_t id, const char **piece, size_
 
 /* >>sample -------------------------------------------------------------------------------------------------------- */
 
+#ifndef L3_NO_SAMPLER
 typedef struct l3__candidate {
     float   logit;
     int32_t id;
@@ -2539,9 +2620,10 @@ L3_API l3_sampling l3_sampling_defaults(void) {
     return s;
 }
 
-L3__FN size_t l3__sampler_layout(l3_sampler *s, const l3_sampling *options, uint32_t vocab, void *base) {
-    l3__arena a = {(unsigned char *)base, 0, 0, false};
-    (void)l3__take(&a, 1, sizeof *s);
+L3__FN size_t l3__sampler_layout(l3_sampler *s, const l3_sampling *options, uint32_t vocab, const l3__target *target,
+                                 void *base) {
+    l3__arena a = l3__arena_of(base, target);
+    (void)l3__take(&a, 1, L3__BYTES_OF(&a, l3_sampler, sampler));
     memset(s, 0, sizeof *s);
     s->options  = *options;
     s->vocab    = vocab;
@@ -2564,8 +2646,15 @@ L3__FN int l3__check_sampling(const l3_sampling *o, l3_error *err) {
 
 L3_API size_t l3_sampler_size(const l3_sampling *options, uint32_t vocab) {
     l3_sampler s;
-    return l3__check_sampling(options, NULL) == L3_OK ? l3__sampler_layout(&s, options, vocab, NULL) : 0;
+    return l3__check_sampling(options, NULL) == L3_OK ? l3__sampler_layout(&s, options, vocab, NULL, NULL) : 0;
 }
+
+#ifndef L3_NO_STDIO
+L3_API size_t l3_sampler_size_for(const l3_target *target, const l3_sampling *options, uint32_t vocab) {
+    l3_sampler s;
+    return l3__check_sampling(options, NULL) == L3_OK ? l3__sampler_layout(&s, options, vocab, target, NULL) : 0;
+}
+#endif
 
 L3_API int l3_sampler_init(l3_sampler **sampler, const l3_sampling *options, uint32_t vocab, void *mem, size_t size,
                            l3_error *err) {
@@ -2573,7 +2662,7 @@ L3_API int l3_sampler_init(l3_sampler **sampler, const l3_sampling *options, uin
     if (code == L3_OK) code = l3__check_block(mem, size, l3_sampler_size(options, vocab), err);
     if (code != L3_OK) return code;
     *sampler = (l3_sampler *)mem;
-    (void)l3__sampler_layout(*sampler, options, vocab, mem);
+    (void)l3__sampler_layout(*sampler, options, vocab, NULL, mem);
     return L3_OK;
 }
 
@@ -2675,6 +2764,7 @@ L3_API int l3_sample(l3_sampler *s, const float *logits, int32_t *id, l3_error *
     *id = s->candidates[i].id;
     return L3_OK;
 }
+#endif /* L3_NO_SAMPLER */
 
 #ifdef __cplusplus
 }

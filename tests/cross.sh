@@ -23,7 +23,7 @@ compare() { # name, compiler, runner ("" for none)
         echo "skipped: $name needs $compiler${1:+ and $1}" >&2
         return
     fi
-    if $cc $flags tests/portable.c -o "$work/other.exe" >"$work/log" 2>&1 &&
+    if $compiler $flags ${cc#"$compiler"} tests/portable.c -o "$work/other.exe" >"$work/log" 2>&1 &&
         timeout 600 $run "$work/other.exe" $model >"$work/got" 2>>"$work/log" && tr -d '\r' <"$work/got" | cmp -s - "$work/expect"; then
         passed=$((passed + 1))
         echo "same: $name" >&2
@@ -37,6 +37,7 @@ compare() { # name, compiler, runner ("" for none)
 compare "x86-64, gcc -O0" "gcc -O0" ""
 compare "x86-64, gcc -O3 -march=native" "gcc -O3 -march=native" ""
 compare "x86-64, clang" clang ""
+compare "x86-64, small code" "gcc -Os -DL3_NO_SIMD" ""
 compare "i686, SSE2" "gcc -m32 -msse2 -mfpmath=sse -idirafter /usr/include/x86_64-linux-gnu" ""
 compare "AArch64, Cortex-A53" "aarch64-linux-gnu-gcc -static" "qemu-aarch64 -cpu cortex-a53"
 compare "AArch64, max" "aarch64-linux-gnu-gcc -static" "qemu-aarch64 -cpu max"

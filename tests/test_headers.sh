@@ -46,11 +46,13 @@ write_unit() { # file, defines, headers ...
     echo "int unit_is_not_empty; extern int unit_is_not_empty;" >>"$file"
 }
 
+little="L3_NO_STDIO L3_NO_F16 L3_NO_BF16 L3_NO_Q8_0 L3_NO_Q4_0 L3_NO_Q6_K L3_NO_ENCODER L3_NO_SAMPLER L3_NO_SNAPSHOT"
+
 # Declarations alone, the implementation, each switch. gcc finds more when it optimizes (uninitialized values); it takes longer.
 compile_all() { # compiler, standard, language suffix
     for headers in "l3.h" "l3_model.h" "l3_model.h l3.h"; do
         for defines in "" "L3_IMPLEMENTATION" "L3_IMPLEMENTATION L3_STATIC L3_THREADS" \
-            "L3_IMPLEMENTATION L3_NO_STDIO L3_NO_ERROR_TEXT L3_NO_ALLOCATOR"; do
+            "L3_IMPLEMENTATION L3_NO_STDIO L3_NO_ERROR_TEXT L3_NO_ALLOCATOR" "L3_IMPLEMENTATION $little"; do
             write_unit "$work/unit.$3" "$defines" $headers
             check "$1 $2 [$defines] $headers" "$1" "$2" $warnings -fsyntax-only "$work/unit.$3"
         done

@@ -548,7 +548,7 @@ static uint64_t use_cache(const lab *b, const text *t, test_rng *r, const plumbi
 
 /* A cache alone, of a layer of CACHE_VOCAB tokens. */
 static void *cache_alone(l3__cache *c, size_t budget) {
-    l3__arena size = {NULL, 0, 0, false}, arena = {NULL, 0, 0, false};
+    l3__arena size = l3__arena_of(NULL, NULL), arena = size;
     l3__cache_layout(&size, c, budget, CACHE_VOCAB);
     void *block = zeroed((size_t)size.used + L3_ALIGN, 1);
     arena.base  = (unsigned char *)block + (L3_ALIGN - (uintptr_t)block % L3_ALIGN) % L3_ALIGN;

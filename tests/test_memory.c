@@ -390,7 +390,7 @@ TEST(nothing_is_allocated) {
 /* ---- the stack ---- */
 
 /* Two aligned buffers while a snapshot is loaded; in fast mode, a panel of weights. */
-enum { EXACT_STACK = 6 * L3_MAX_ALIGN + 4096, FAST_STACK = 44 * 1024 };
+enum { EXACT_STACK = 3 * L3_MAX_ALIGN + 4096, FAST_STACK = 44 * 1024 };
 
 enum { STACK = 512 * 1024 };
 

@@ -348,7 +348,7 @@ static outcome library(cache *c, uint32_t block, size_t now) {
 }
 
 static void start_library(cache *c) {
-    l3__arena counting = {NULL, 0, 0, false}, placing = {NULL, 0, 0, false};
+    l3__arena counting = l3__arena_of(NULL, NULL), placing = counting;
     l3__cache_layout(&counting, &c->library, (size_t)c->size, c->r->vocab);
     placing.base = (unsigned char *)(c->memory = cli_aligned((size_t)counting.used, "the cache"));
     memset(c->memory, 0, (size_t)counting.used);
