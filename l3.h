@@ -1282,6 +1282,9 @@ L3__FN void l3__swiglu(float *gate, const float *up, size_t n) {
     for (size_t i = 0; i < n; i++) gate[i] = gate[i] / (1.0f + l3__expf(-gate[i])) * up[i];
 }
 
+/* What an exponential counts as where work is cut into pieces of so many multiply-adds. */
+#define L3__EXP_COST 16u
+
 /* Positions that share one rescaling of the online softmax: multiples of it from the text's start, whatever the call. */
 #define L3__TILE 32u
 
@@ -3489,6 +3492,14 @@ struct l3_work {
     uint32_t   planned;     /* the layer whose rows the groups hold, or UINT32_MAX */
     l3__chunk  ahead;       /* the first chunk of the next layer, under way */
 
+    /* Where a layer is that runs in pieces. */
+    uint64_t  most;  /* multiply-adds of a piece; UINT64_MAX: a layer is one piece */
+    int       stage; /* l3__layer_stage */
+    uint32_t  at;    /* rows of the stage's matrices, or of `current`, that are done */
+    l3__chunk current, next;
+    int       slot; /* the window of the last read */
+    uint32_t  crc;  /* of the rows of current's token so far */
+
     float *vector; /* (widest vector,) a norm's weight or bias while it is used */
     float *row;    /* (key_length,) an unpacked key, where keys are normalized */
     /* Scratch of one layer, each (batch, ...). A session shares these bytes with its attention and feed-forward. */
@@ -3529,6 +3540,16 @@ L3__FN const uint8_t *l3__bytes(l3_work *w, const l3_tensor *t, uint64_t at, siz
     if (l3__read(s, t->offset + at, n, w->window[0], &p, err) != L3_OK) return NULL;
     w->stats.weight_bytes_read += l3__aligned_range(s, t->offset + at, n).size;
     return p;
+}
+
+/* Rows first ... first + rows - 1 of a matrix. */
+L3__FN l3_tensor l3__rows_of(const l3_tensor *t, uint32_t first, uint32_t rows) {
+    l3_tensor      part = *t;
+    const uint64_t skip = first * l3_row_bytes(t->type, t->cols);
+    part.offset += skip;
+    part.rows = rows;
+    if (part.data) part.data = (const uint8_t *)part.data + skip;
+    return part;
 }
 
 /* Row `row` of a tensor as floats (cols,). */
@@ -3676,16 +3697,17 @@ L3__FN void l3__pack_activations(const l3_work *w, const l3__matmul_job *m, int 
     l3__run(&w->config.jobs, (tiles + j.tiles - 1) / j.tiles, l3__pack_piece, &j);
 }
 
-/* Weights without a mapping pass through the window, a few rows at a time, each once. */
-L3__FN int l3__matmul_through_window(l3_work *w, l3__matmul_job *j, const l3__product *y, l3_error *err) {
+/* Weights without a mapping pass through the window, a few rows at a time, each once: rows from ... from + rows - 1. */
+L3__FN int l3__matmul_through_window(l3_work *w, l3__matmul_job *j, const l3__product *y, uint32_t from, uint32_t rows,
+                                     l3_error *err) {
     const l3_tensor *t    = y->t;
-    const uint32_t   step = l3__rows_per_window(w, t);
-    const size_t     row  = (size_t)l3_row_bytes(t->type, t->cols);
-    for (uint32_t r = 0; r < t->rows; r += step) {
-        const uint32_t rows    = t->rows - r < step ? t->rows - r : step;
-        const uint8_t *weights = l3__bytes(w, t, (uint64_t)r * row, rows * row, err);
+    const uint32_t   step = l3__rows_per_window(w, t), end = from + rows;
+    const size_t     row = (size_t)l3_row_bytes(t->type, t->cols);
+    for (uint32_t r = from; r < end; r += step) {
+        const uint32_t count   = end - r < step ? end - r : step;
+        const uint8_t *weights = l3__bytes(w, t, (uint64_t)r * row, count * row, err);
         if (!weights) return L3_ERR_IO;
-        const l3__part part = {weights, row, rows, t->type, y->y + r, y->ys};
+        const l3__part part = {weights, row, count, t->type, y->y + r, y->ys};
         j->parts[0]         = part;
         j->n_parts          = 1;
         l3__matmul_run(w, j);
@@ -3695,17 +3717,43 @@ L3__FN int l3__matmul_through_window(l3_work *w, l3__matmul_job *j, const l3__pr
     return L3_OK;
 }
 
-/* Up to L3__MAX_PARTS products of the same activations x (n, cols), with stride xs in floats: Y = X t^T. */
+/* A piece of work is done, and more of the same kind is left. */
+#define L3__MORE 1
+
+L3__FN bool l3__in_pieces(const l3_work *w) { return w->most != UINT64_MAX; }
+
+/* How many of `left` units, each of so many multiply-adds, make a piece: at least one. */
+L3__FN uint32_t l3__allowed(const l3_work *w, uint32_t left, uint64_t cost) {
+    const uint64_t n = w->most / cost;
+    return n >= left ? left : n ? (uint32_t)n : 1;
+}
+
+/* Up to L3__MAX_PARTS products of the same activations x (n, cols), with stride xs in floats: Y = X t^T. A piece of them has
+ * at most w->most multiply-adds and one read, but at least one row: L3__MORE until the rows of all products are done. */
 L3__FN int l3__matmuls(l3_work *w, const l3__product *products, uint32_t count, const float *x, size_t xs, uint32_t n,
                        l3_error *err) {
     l3__matmul_job j;
-    int            packed = -1; /* the type that the packed activations are for */
+    int            packed = -1;           /* the type that the packed activations are for */
+    uint32_t       done = w->at, all = 0; /* rows done before, of this product; rows in all */
     j.kernels = w->kernels, j.packed = w->packed;
     j.x = x, j.xs = xs, j.cols = products[0].t->cols, j.n = n, j.n_parts = 0;
     j.fast = NULL;
-    for (uint32_t i = 0; i < count; i++) {
+    for (uint32_t i = 0; i < count; i++) all += products[i].t->rows;
+    uint32_t left = l3__allowed(w, all - done, (uint64_t)j.cols * n);
+    for (uint32_t i = 0; i < count && left > 0; i++) {
         const l3_tensor *t    = products[i].t;
         const l3__fast  *fast = l3__fast_for(w, t->type);
+        if (done >= t->rows) {
+            done -= t->rows;
+            continue;
+        }
+        const uint32_t from = done;
+        uint32_t       rows = t->rows - from < left ? t->rows - from : left;
+        if (!t->data && l3__in_pieces(w))
+            left = rows = rows < l3__rows_per_window(w, t) ? rows : l3__rows_per_window(w, t);
+        done = 0;
+        left -= rows;
+        w->at += rows;
         if (fast != j.fast || (fast && packed != t->type)) {
             l3__matmul_run(w, &j); /* what was collected for other activations */
             j.fast = fast;
@@ -3713,21 +3761,21 @@ L3__FN int l3__matmuls(l3_work *w, const l3__product *products, uint32_t count, 
             if (fast) l3__pack_activations(w, &j, t->type);
         }
         if (t->data) {
-            const l3__part part  = {(const uint8_t *)t->data,
-                                    (size_t)l3_row_bytes(t->type, t->cols),
-                                    t->rows,
-                                    t->type,
-                                    products[i].y,
-                                    products[i].ys};
+            const size_t   row  = (size_t)l3_row_bytes(t->type, t->cols);
+            const l3__part part = {
+                (const uint8_t *)t->data + from * row, row, rows, t->type, products[i].y + from, products[i].ys};
             j.parts[j.n_parts++] = part;
             continue;
         }
         l3__matmul_run(w, &j);
-        const int code = l3__matmul_through_window(w, &j, &products[i], err);
+        const int code = l3__matmul_through_window(w, &j, &products[i], from, rows, err);
         if (code != L3_OK) return code;
     }
     l3__matmul_run(w, &j);
-    return l3__check_progress(w, err);
+    const bool more = w->at < all;
+    if (!more) w->at = 0;
+    const int code = l3__check_progress(w, err);
+    return code == L3_OK && more ? L3__MORE : code;
 }
 
 /* y (n, t->rows) = x (n, t->cols) times t transposed; xs and ys are the strides of x and y in floats. */
@@ -3911,6 +3959,15 @@ L3__FN void l3__chunk_drop(l3_work *w, l3__chunk *c) {
     c->active = false;
 }
 
+/* Whatever was under way is given up: a read, and a layer that had not run to its end. */
+L3__FN void l3__chunks_drop(l3_work *w) {
+    l3__chunk_drop(w, &w->ahead);
+    l3__chunk_drop(w, &w->next);
+    l3__chunk_drop(w, &w->current);
+    w->stage = 0;
+    w->at    = 0;
+}
+
 /* Checks the rows against the token's checksum, which a chunk that does not hold all of them carries on in *crc. */
 L3__FN int l3__chunk_verify(l3_work *w, const l3__chunk *c, uint32_t *crc, l3_error *err) {
     const l3_lookup *l   = &w->layers[c->layer];
@@ -3970,7 +4027,7 @@ L3_API void l3_lookup_hint(l3_work *w, const int32_t *tokens, uint32_t n) {
 }
 
 L3_API int l3_lookup_begin(l3_work *w, const int32_t *tokens, uint32_t n, l3_error *err) {
-    l3__chunk_drop(w, &w->ahead);
+    l3__chunks_drop(w);
     w->n = w->n_groups = 0;
     w->planned         = UINT32_MAX;
     if (n > w->batch) return l3__fail(err, L3_ERR_ARGUMENT, 0, "%u tokens given; the batch is %u", n, w->batch);
@@ -4047,38 +4104,56 @@ L3__FN void l3__attend_chunk(l3_work *w, const l3__chunk *c) {
     }
 }
 
-/* sum (n, value_length) = softmax-weighted rows, each distinct token's rows brought in once. */
-L3__FN int l3__gather(l3_work *w, uint32_t layer, l3_error *err) {
-    l3__chunk current = w->ahead, next;
-    uint32_t  crc     = 0;
-    int       slot = 1, code = L3_OK;
-    bool      more = true;
-    next.active    = false;
-    if (current.active && current.layer == layer) {
+/* Brings in the first rows of a layer, or finds those that were started ahead. w->current is inactive if there are none. */
+L3__FN int l3__gather_begin(l3_work *w, uint32_t layer, l3_error *err) {
+    w->next.active = false;
+    w->current     = w->ahead;
+    w->slot        = 1;
+    w->crc         = 0;
+    if (w->ahead.active && w->ahead.layer == layer) {
         w->ahead.active = false;
-    } else {
-        l3__chunk_drop(w, &w->ahead);
-        if ((code = l3__plan(w, layer, err)) != L3_OK) return code;
-        if (!l3__chunk_first(w, layer, &current)) return L3_OK;
-        slot = 0;
-        code = l3__chunk_begin(w, &current, slot, err);
+        return L3_OK;
     }
-    while (code == L3_OK && more) {
-        if ((code = l3__chunk_wait(w, &current, err)) != L3_OK) break;
-        if ((code = l3__chunk_verify(w, &current, &crc, err)) != L3_OK) break;
-        more = l3__chunk_next(w, &current, &next);
-        if (more && w->async) code = l3__chunk_begin(w, &next, slot ^= 1, err);
-        if (code == L3_OK) l3__attend_chunk(w, &current);
-        if (code == L3_OK) code = l3__check_progress(w, err);
-        if (code != L3_OK) break;
-        if (current.entry) current.entry->pinned = 0;
-        if (more && !w->async) code = l3__chunk_begin(w, &next, slot, err);
-        current     = next;
-        next.active = false;
-    }
-    if (code == L3_OK) return L3_OK;
-    l3__chunk_drop(w, &next);
-    l3__chunk_drop(w, &current);
+    w->current.active = false;
+    l3__chunk_drop(w, &w->ahead);
+    const int code = l3__plan(w, layer, err);
+    if (code != L3_OK || !l3__chunk_first(w, layer, &w->current)) return code;
+    return l3__chunk_begin(w, &w->current, w->slot = 0, err);
+}
+
+/* The current chunk has come; where reads can go on beside work, the next one is begun. */
+L3__FN int l3__gather_arrive(l3_work *w, l3_error *err) {
+    int code = l3__chunk_wait(w, &w->current, err);
+    if (code == L3_OK) code = l3__chunk_verify(w, &w->current, &w->crc, err);
+    if (code == L3_OK && l3__chunk_next(w, &w->current, &w->next) && w->async)
+        code = l3__chunk_begin(w, &w->next, w->slot ^= 1, err);
+    return code;
+}
+
+/* Multiply-adds of one row for one position. */
+L3__FN uint64_t l3__row_products(const l3_lookup *l) {
+    return (uint64_t)l->key_length * (l->key_norm ? 2 : 1) + l->value_length + L3__EXP_COST;
+}
+
+/* A piece of the current chunk goes into the sums. After the last one the next chunk is current. */
+L3__FN int l3__gather_rows(l3_work *w, l3_error *err) {
+    const l3__chunk *c    = &w->current;
+    const l3_lookup *l    = &w->layers[c->layer];
+    const l3__group *g    = &w->groups[c->group];
+    l3__chunk        part = *c;
+    part.bytes += w->at * l3_row_bytes(l->rows.type, l->rows.cols);
+    part.rows = l3__allowed(w, c->rows - w->at, (g->end - g->begin) * l3__row_products(l));
+    l3__attend_chunk(w, &part);
+    w->at += part.rows;
+    int code = l3__check_progress(w, err);
+    if (code != L3_OK || w->at < c->rows) return code == L3_OK ? L3__MORE : code;
+    w->at = 0;
+    if (c->entry) c->entry->pinned = 0;
+    w->current.active = false;
+    if (w->next.group == w->n_groups) return L3_OK;
+    if (!w->async) code = l3__chunk_begin(w, &w->next, w->slot, err);
+    w->current     = w->next;
+    w->next.active = false;
     return code;
 }
 
@@ -4098,51 +4173,110 @@ L3__FN int l3__make_queries(l3_work *w, const l3_lookup *l, const float *x, l3_e
     return L3_OK;
 }
 
-/* mix (n, up_length + key_length), first part: u = norm(up sum / total). */
-L3__FN int l3__make_up(l3_work *w, const l3_lookup *l, l3_error *err) {
-    const size_t stride = (size_t)l->up_length + l->key_length;
-    const float *weight;
-    int          code = L3_OK;
+/* sum (n, value_length) /= total. */
+L3__FN void l3__divide_sums(l3_work *w, const l3_lookup *l) {
     for (uint32_t p = 0; p < w->n; p++) {
         float *sum = w->sum + (size_t)p * l->value_length;
         for (uint32_t i = 0; w->total[p] > 0 && i < l->value_length; i++) sum[i] /= w->total[p];
-        if (!l3__present(&l->up)) memcpy(w->mix + p * stride, sum, l->value_length * sizeof(float));
     }
-    if (l3__present(&l->up)) code = l3__matmul(w, &l->up, w->sum, l->value_length, w->n, w->mix, stride, err);
-    if (code == L3_OK) code = l3__load_weight(w, &l->up_norm_weight, &weight, err);
+}
+
+/* mix (n, up_length + key_length), first part: up sum. */
+L3__FN int l3__make_up(l3_work *w, const l3_lookup *l, l3_error *err) {
+    const size_t stride = (size_t)l->up_length + l->key_length;
+    if (l3__present(&l->up)) return l3__matmul(w, &l->up, w->sum, l->value_length, w->n, w->mix, stride, err);
+    for (uint32_t p = 0; p < w->n; p++)
+        memcpy(w->mix + p * stride, w->sum + (size_t)p * l->value_length, l->value_length * sizeof(float));
+    return L3_OK;
+}
+
+/* It becomes u = norm(up sum) ... */
+L3__FN int l3__norm_up(l3_work *w, const l3_lookup *l, l3_error *err) {
+    const size_t stride = (size_t)l->up_length + l->key_length;
+    const float *weight;
+    const int    code = l3__load_weight(w, &l->up_norm_weight, &weight, err);
     if (code != L3_OK) return code;
     for (uint32_t p = 0; p < w->n; p++) {
         float *u = w->mix + p * stride;
         if (l->layer_norm) l3__center(u, l->up_length); /* the rest of layer norm is RMSNorm */
         l3__rms_norm(w->kernels, u, weight, l->up_length, l->norm_epsilon, u);
     }
-    if (!l3__present(&l->up_norm_bias)) return L3_OK;
-    if ((code = l3__load_weight(w, &l->up_norm_bias, &weight, err)) != L3_OK) return code;
-    for (uint32_t p = 0; p < w->n; p++) w->kernels->add_scaled(w->mix + p * stride, weight, 1.0f, l->up_length);
+    return L3_OK;
+}
+
+/* ... plus its bias; and the second part is x. */
+L3__FN int l3__fill_mix(l3_work *w, const l3_lookup *l, const float *x, l3_error *err) {
+    const size_t d = l->key_length, stride = l->up_length + d;
+    const float *bias;
+    const int    code = l3__load_weight(w, &l->up_norm_bias, &bias, err);
+    if (code != L3_OK) return code;
+    for (uint32_t p = 0; p < w->n; p++) {
+        if (bias) w->kernels->add_scaled(w->mix + p * stride, bias, 1.0f, l->up_length);
+        memcpy(w->mix + p * stride + l->up_length, x + p * d, d * sizeof(float));
+    }
     return L3_OK;
 }
 
 L3__FN int l3__mix(l3_work *w, const l3_lookup *l, float *x, l3_error *err) {
     const size_t d = l->key_length, stride = l->up_length + d;
-    for (uint32_t p = 0; p < w->n; p++) memcpy(w->mix + p * stride + l->up_length, x + p * d, d * sizeof(float));
-    const int code = l3__matmul(w, &l->mix, w->mix, stride, w->n, w->out, d, err);
+    const int    code = l3__matmul(w, &l->mix, w->mix, stride, w->n, w->out, d, err);
     if (code != L3_OK) return code;
     for (size_t i = 0; i < w->n * d; i++) x[i] = l->residual ? x[i] + w->out[i] : w->out[i];
     return L3_OK;
 }
 
+typedef enum l3__layer_stage {
+    L3__LAYER_QUERIES,
+    L3__LAYER_GATHER,
+    L3__LAYER_ARRIVE,
+    L3__LAYER_ROWS,
+    L3__LAYER_AHEAD,
+    L3__LAYER_UP,
+    L3__LAYER_UP_NORM,
+    L3__LAYER_FILL_MIX,
+    L3__LAYER_MIX,
+    L3__LAYER_DONE
+} l3__layer_stage;
+
+/* Runs the next piece of a layer: L3__MORE until all are done. */
+L3__FN int l3__lookup_piece(l3_work *w, uint32_t layer, float *x, l3_error *err) {
+    const l3_lookup *l    = &w->layers[layer];
+    int              code = L3_OK;
+    switch (w->stage) {
+    case L3__LAYER_QUERIES: code = l3__make_queries(w, l, x, err); break;
+    case L3__LAYER_GATHER: code = l3__gather_begin(w, layer, err); break;
+    case L3__LAYER_ARRIVE:
+        if (w->current.active) code = l3__gather_arrive(w, err);
+        else w->stage = L3__LAYER_ROWS; /* no more rows */
+        break;
+    case L3__LAYER_ROWS:
+        code = l3__gather_rows(w, err);
+        if (code == L3_OK) w->stage = L3__LAYER_GATHER;
+        break;
+    case L3__LAYER_AHEAD:
+        l3__divide_sums(w, l);
+        code = l3__start_ahead(w, layer + 1, err);
+        break;
+    case L3__LAYER_UP: code = l3__make_up(w, l, err); break;
+    case L3__LAYER_UP_NORM: code = l3__norm_up(w, l, err); break;
+    case L3__LAYER_FILL_MIX: code = l3__fill_mix(w, l, x, err); break;
+    default: code = l3__mix(w, l, x, err); break;
+    }
+    if (code == L3_OK) {
+        w->stage = (w->stage + 1) % L3__LAYER_DONE;
+        return w->stage == 0 ? L3_OK : L3__MORE;
+    }
+    if (code == L3__MORE) return code;
+    l3__chunks_drop(w);
+    w->n = 0;
+    return code;
+}
+
 L3_API int l3_lookup_forward(l3_work *w, uint32_t layer, float *x, l3_error *err) {
+    int code = L3__MORE;
     if (layer >= w->n_layers || w->n == 0)
         return l3__fail(err, L3_ERR_ARGUMENT, 0, "no lookup layer %u, or no l3_lookup_begin before", layer);
-    const l3_lookup *l    = &w->layers[layer];
-    int              code = l3__make_queries(w, l, x, err);
-    if (code == L3_OK) code = l3__gather(w, layer, err);
-    if (code == L3_OK) code = l3__start_ahead(w, layer + 1, err);
-    if (code == L3_OK) code = l3__make_up(w, l, err);
-    if (code == L3_OK) code = l3__mix(w, l, x, err);
-    if (code == L3_OK) return L3_OK;
-    l3__chunk_drop(w, &w->ahead);
-    w->n = 0;
+    while (code == L3__MORE) code = l3__lookup_piece(w, layer, x, err);
     return code;
 }
 
@@ -4225,6 +4359,7 @@ L3__FN bool l3__work_layout(l3__arena *a, l3_work *w, const l3_lookup *layers, u
     w->n_layers = n_layers;
     w->batch    = w->config.batch ? w->config.batch : w->kernels->batch;
     w->planned  = UINT32_MAX;
+    w->most     = UINT64_MAX;
     w->async    = widths->start;
     if (!w->config.window && window < widths->window) window = widths->window;
     if (widths->window == 0) window = 0;
