@@ -193,7 +193,8 @@ typedef struct l3_tensor {
     const l3_source *source; /* not owned                                                             */
     uint64_t         offset; /* of the first byte in source                                           */
     uint32_t         rows, cols;
-    int32_t          type; /* l3_type */
+    int32_t          type;   /* l3_type */
+    uint32_t         pinned; /* rows, the first ones, that are at data while the others are read; 0: all are there */
 } l3_tensor;
 
 /* "f32" ..., or NULL for a number that is no supported type. */
@@ -341,6 +342,22 @@ typedef struct l3_stats {
     uint64_t cache_misfits;     /* row blocks that the whole cache is too small for                        */
     uint64_t weight_bytes_read; /* bytes read for everything else; 0 when mapped                           */
 } l3_stats;
+
+/* Bytes of RAM by purpose: l3_session_memory() of l3_model.h fills it in. Each holds the padding in front of it. */
+typedef struct l3_memory {
+    /* Of a model's block: */
+    size_t model;      /* descriptions of its tensors */
+    size_t vocabulary; /* where every 16th token lies in the file */
+    /* Of blocks given to l3_model_pin(): */
+    size_t pinned;
+    /* Of a session's block: */
+    size_t session; /* what is neither of these: its struct, the positions of a batch */
+    size_t kv;      /* keys and values of all positions of the context */
+    size_t logits;
+    size_t scratch; /* activations of a batch */
+    size_t window;  /* or two of them */
+    size_t cache;   /* for rows, with its index */
+} l3_memory;
 
 typedef struct l3_work l3_work;
 
@@ -644,10 +661,15 @@ typedef struct l3__arena {
     const l3__target *target; /* NULL: this machine; else base is NULL */
     uint64_t          used, peak;
     bool              overflow;
+    l3_memory        *memory; /* where growth is told by purpose, or NULL */
+    size_t           *part;   /* of it */
 } l3__arena;
 
+/* What comes next is for this purpose. */
+#define L3__PART(a, purpose) ((a)->part = (a)->memory ? &(a)->memory->purpose : NULL)
+
 L3__FN l3__arena l3__arena_of(void *base, const l3__target *target) {
-    const l3__arena a = {(unsigned char *)base, target, 0, 0, false};
+    const l3__arena a = {(unsigned char *)base, target, 0, 0, false, NULL, NULL};
     return a;
 }
 
@@ -658,8 +680,11 @@ L3__FN void *l3__take(l3__arena *a, uint64_t count, uint64_t size) {
         a->overflow = true;
         return NULL;
     }
-    a->used = end;
-    if (a->peak < end) a->peak = end;
+    if (bytes) a->used = end;
+    if (bytes && a->peak < end) {
+        if (a->part) *a->part += (size_t)(end - a->peak);
+        a->peak = end;
+    }
     return a->base ? a->base + start : NULL;
 }
 
@@ -1162,6 +1187,7 @@ L3_API void l3_pack_i32(const int32_t *src, uint32_t n, void *row) {
     for (uint32_t i = 0; i < n; i++) l3__put_le32((uint8_t *)row + (size_t)i * 4, (uint32_t)src[i]);
 }
 
+L3__FN bool l3__in_memory(const l3_tensor *t) { return t->data != NULL && t->pinned == 0; }
 L3__FN bool l3__present(const l3_tensor *t) { return t->data != NULL || t->source != NULL; }
 
 L3__FN uint64_t l3__tensor_bytes(const l3_tensor *t) { return l3_row_bytes(t->type, t->cols) * t->rows; }
@@ -3525,7 +3551,7 @@ L3__FN uint32_t l3__rows_per_window(const l3_work *w, const l3_tensor *t) {
 }
 
 L3__FN void l3__need_window(uint64_t *min, const l3_tensor *t) {
-    if (!l3__present(t) || t->data) return;
+    if (!l3__present(t) || l3__in_memory(t)) return;
     const uint64_t row  = t->type == L3_I32 ? 8 : l3_row_bytes(t->type, t->cols); /* offsets are read in pairs */
     const uint64_t need = l3__window_for(t->source, row);
     if (*min < need) *min = need;
@@ -3535,7 +3561,7 @@ L3__FN void l3__need_window(uint64_t *min, const l3_tensor *t) {
 L3__FN const uint8_t *l3__bytes(l3_work *w, const l3_tensor *t, uint64_t at, size_t n, l3_error *err) {
     const uint8_t   *p;
     const l3_source *s = t->source;
-    if (t->data) return (const uint8_t *)t->data + at;
+    if (l3__in_memory(t) || at + n <= t->pinned * l3_row_bytes(t->type, t->cols)) return (const uint8_t *)t->data + at;
     if (s->map && (p = (const uint8_t *)s->map(s->user, t->offset + at, n)) != NULL) return p;
     if (l3__read(s, t->offset + at, n, w->window[0], &p, err) != L3_OK) return NULL;
     w->stats.weight_bytes_read += l3__aligned_range(s, t->offset + at, n).size;
@@ -3547,8 +3573,9 @@ L3__FN l3_tensor l3__rows_of(const l3_tensor *t, uint32_t first, uint32_t rows) 
     l3_tensor      part = *t;
     const uint64_t skip = first * l3_row_bytes(t->type, t->cols);
     part.offset += skip;
-    part.rows = rows;
-    if (part.data) part.data = (const uint8_t *)part.data + skip;
+    part.rows   = rows;
+    part.pinned = t->pinned > first ? t->pinned - first : 0;
+    part.data   = l3__in_memory(t) || part.pinned ? (const uint8_t *)t->data + skip : NULL;
     return part;
 }
 
@@ -3697,14 +3724,16 @@ L3__FN void l3__pack_activations(const l3_work *w, const l3__matmul_job *m, int 
     l3__run(&w->config.jobs, (tiles + j.tiles - 1) / j.tiles, l3__pack_piece, &j);
 }
 
-/* Weights without a mapping pass through the window, a few rows at a time, each once: rows from ... from + rows - 1. */
+/* Weights without a mapping pass through the window, a few rows at a time, each once: rows from ... from + rows - 1. Those
+ * that are pinned need none. */
 L3__FN int l3__matmul_through_window(l3_work *w, l3__matmul_job *j, const l3__product *y, uint32_t from, uint32_t rows,
                                      l3_error *err) {
     const l3_tensor *t    = y->t;
-    const uint32_t   step = l3__rows_per_window(w, t), end = from + rows;
+    const uint32_t   room = l3__rows_per_window(w, t), end = from + rows;
     const size_t     row = (size_t)l3_row_bytes(t->type, t->cols);
-    for (uint32_t r = from; r < end; r += step) {
-        const uint32_t count   = end - r < step ? end - r : step;
+    for (uint32_t r = from, count; r < end; r += count) {
+        count = r < t->pinned ? t->pinned - r : room;
+        if (count > end - r) count = end - r;
         const uint8_t *weights = l3__bytes(w, t, (uint64_t)r * row, count * row, err);
         if (!weights) return L3_ERR_IO;
         const l3__part part = {weights, row, count, t->type, y->y + r, y->ys};
@@ -3749,7 +3778,7 @@ L3__FN int l3__matmuls(l3_work *w, const l3__product *products, uint32_t count, 
         }
         const uint32_t from = done;
         uint32_t       rows = t->rows - from < left ? t->rows - from : left;
-        if (!t->data && l3__in_pieces(w))
+        if (!l3__in_memory(t) && l3__in_pieces(w))
             left = rows = rows < l3__rows_per_window(w, t) ? rows : l3__rows_per_window(w, t);
         done = 0;
         left -= rows;
@@ -3760,7 +3789,7 @@ L3__FN int l3__matmuls(l3_work *w, const l3__product *products, uint32_t count, 
             packed = t->type;
             if (fast) l3__pack_activations(w, &j, t->type);
         }
-        if (t->data) {
+        if (l3__in_memory(t)) {
             const size_t   row  = (size_t)l3_row_bytes(t->type, t->cols);
             const l3__part part = {
                 (const uint8_t *)t->data + from * row, row, rows, t->type, products[i].y + from, products[i].ys};
@@ -3820,7 +3849,7 @@ L3__FN uint32_t l3__lookup_align(const l3_lookup *l) {
     const l3_tensor *t;
     uint32_t         align = 1;
     for (int i = 0; (t = l3__lookup_tensor(l, i)) != NULL; i++)
-        if (!t->data && align < l3__align_of(t->source)) align = l3__align_of(t->source);
+        if (!l3__in_memory(t) && align < l3__align_of(t->source)) align = l3__align_of(t->source);
     return align;
 }
 
@@ -4365,16 +4394,20 @@ L3__FN bool l3__work_layout(l3__arena *a, l3_work *w, const l3_lookup *layers, u
     if (widths->window == 0) window = 0;
     if (window < widths->window || window > SIZE_MAX) return false;
     w->window_size = (size_t)window;
-    w->window[0]   = l3__take_aligned(a, window, widths->align);
-    w->window[1]   = l3__take_aligned(a, widths->start ? window : 0, widths->align);
+    L3__PART(a, window);
+    w->window[0] = l3__take_aligned(a, window, widths->align);
+    w->window[1] = l3__take_aligned(a, widths->start ? window : 0, widths->align);
     for (uint32_t i = 0; i < n_layers; i++)
         if (layers[i].key_norm && row < layers[i].key_length) row = layers[i].key_length;
+    L3__PART(a, cache);
     for (uint32_t i = 0; i < n_layers; i++)
         if (!layers[i].rows.data && w->cache.size == 0)
             l3__cache_layout(a, &w->cache, w->config.cache, layers[i].vocab);
+    L3__PART(a, session);
     w->tokens = (int32_t *)l3__take(a, w->batch, sizeof(int32_t));
     w->order  = (uint32_t *)l3__take(a, n_layers ? w->batch : 0, sizeof(uint32_t));
     w->groups = (l3__group *)l3__take(a, n_layers ? w->batch : 0, sizeof(l3__group));
+    L3__PART(a, scratch);
     w->vector = (float *)l3__take(a, widths->vector, sizeof(float));
     w->row    = (float *)l3__take(a, row, sizeof(float));
     w->packed = (unsigned char *)l3__take(a, l3__most_packed(w, widths), 1);
@@ -4409,7 +4442,7 @@ L3_API size_t l3_work_size(const l3_lookup *layers, uint32_t n_layers, const l3_
 
 #ifndef L3_NO_STDIO
 L3_API l3_target l3_target_32(void) {
-    const l3_target t = {16, 4, 296, 280, 432, 288, 416, 144, 80}; /* tests/test_sizes.sh compares */
+    const l3_target t = {16, 4, 296, 360, 440, 288, 528, 144, 80}; /* tests/test_sizes.sh compares */
     return t;
 }
 

@@ -141,6 +141,15 @@ L3_API const l3_info *l3_model_info(const l3_model *model);
 L3_API const l3_lookup *l3_model_lookup(const l3_model *model, uint32_t i, uint32_t *block);
 /* Tensor i = 0, 1, ... of the file in a fixed order, its name of at most 63 bytes; NULL after the last. */
 L3_API const l3_tensor *l3_model_tensor(const l3_model *model, uint32_t i, char name[64]);
+/* Copies what is read for every token into RAM, where the source has no map: a byte given here saves reading a byte for each
+ * token (or batch of them). In this order: vectors and matrices, the smallest first, the last matrix as far as its rows have
+ * room; then the lookup layers' offsets and checksums. Tables are what l3_work_config.cache is for; an embedding that is not
+ * the head stays where it is, too. mem: size bytes aligned to L3_ALIGN, used as long as the model is. Call it before any
+ * session is made, several times if there are several pieces of RAM: each goes on where the last one ended. On L3_ERR_IO
+ * what was copied is used, and a later call goes on. */
+L3_API int l3_model_pin(l3_model *model, void *mem, size_t size, l3_error *err);
+/* How much of a budget of so many bytes l3_model_pin() would use; of SIZE_MAX: all that there is to pin. */
+L3_API size_t l3_model_pin_size(const l3_model *model, size_t budget);
 /* A hash of the metadata and of the first bytes of every tensor, which tells models apart. */
 L3_API int l3_model_fingerprint(const l3_model *model, uint64_t *fingerprint, l3_error *err);
 /* Reads the whole file once and compares every checksum that it has. L3_ERR_CHECKSUM with the place. */
@@ -164,6 +173,13 @@ L3_API size_t l3_session_size(const l3_model *model, const l3_session_config *co
 /* l3_session_size() on another machine, exact if it gets at the file in the same way: what the model has mapped is mapped
  * there, what is read is read with the same source.align and start. */
 L3_API size_t l3_session_size_for(const l3_target *target, const l3_model *model, const l3_session_config *config);
+#endif
+/* The same by purpose, with what the model takes: the members of *memory from `session` on add up to the size, which is
+ * returned. */
+L3_API size_t l3_session_memory(const l3_model *model, const l3_session_config *config, l3_memory *memory);
+#ifndef L3_NO_STDIO
+L3_API size_t l3_session_memory_for(const l3_target *target, const l3_model *model, const l3_session_config *config,
+                                    l3_memory *memory);
 #endif
 /* The least config->work.window that works; 0 when everything is mapped. */
 L3_API size_t l3_session_window_min(const l3_model *model);
@@ -572,6 +588,7 @@ struct l3_model {
     l3_source      source, tables;
     l3__vocabulary vocabulary;
     uint64_t       file_checksum_at, data_start;
+    size_t         pinned;                         /* bytes given to l3_model_pin() that are in use */
     l3_tensor      embedding, output_norm, output; /* (vocab, dim), (1, dim), (vocab, dim) or absent */
     l3__block     *blocks;                         /* (n_blocks,) */
     l3_lookup     *lookups;                        /* (n_lookups,) */
@@ -1205,28 +1222,29 @@ L3__FN int l3__check_lookups(const l3_model *m, const l3_model_config *config, l
     return L3_OK;
 }
 
-L3__FN size_t l3__model_layout(l3_model *m, const l3__keys *k, const l3__target *target, void *base) {
+L3__FN size_t l3__model_layout(l3_model *m, const l3_info *x, const l3__target *target, l3_memory *memory, void *base) {
     l3__arena a = l3__arena_of(base, target);
+    a.memory    = memory;
+    L3__PART(&a, model);
     (void)l3__take(&a, 1, L3__BYTES_OF(&a, l3_model, model));
-    m->info          = k->info;
-    m->vocabulary    = k->vocabulary;
-    m->blocks        = (l3__block *)l3__take(&a, k->info.n_blocks, L3__BYTES_OF(&a, l3__block, block));
-    m->lookups       = (l3_lookup *)l3__take(&a, k->info.n_lookups, L3__BYTES_OF(&a, l3_lookup, lookup));
-    m->lookup_blocks = (uint32_t *)l3__take(&a, k->info.n_lookups, sizeof(uint32_t));
-    m->checkpoints   = (uint32_t *)l3__take(
-          &a, k->info.has_tokenizer ? (k->info.vocab + L3__CHECKPOINT - 1) / L3__CHECKPOINT : 0, sizeof(uint32_t));
+    m->blocks        = (l3__block *)l3__take(&a, x->n_blocks, L3__BYTES_OF(&a, l3__block, block));
+    m->lookups       = (l3_lookup *)l3__take(&a, x->n_lookups, L3__BYTES_OF(&a, l3_lookup, lookup));
+    m->lookup_blocks = (uint32_t *)l3__take(&a, x->n_lookups, sizeof(uint32_t));
+    L3__PART(&a, vocabulary);
+    m->checkpoints = (uint32_t *)l3__take(&a, x->has_tokenizer ? (x->vocab + L3__CHECKPOINT - 1) / L3__CHECKPOINT : 0,
+                                          sizeof(uint32_t));
     return l3__arena_size(&a);
 }
 
-L3__APART size_t l3__count_model(const l3__keys *k, const l3__target *target) {
+L3__APART size_t l3__count_model(const l3_info *x, const l3__target *target, l3_memory *memory) {
     l3_model m;
-    return l3__model_layout(&m, k, target, NULL);
+    return l3__model_layout(&m, x, target, memory, NULL);
 }
 
 L3__FN int l3__model_bytes(const l3_source *source, const l3__target *target, size_t *size, l3_error *err) {
     l3__keys  k;
     const int code = l3__scan_keys(&k, source, err);
-    if (code == L3_OK) *size = l3__count_model(&k, target);
+    if (code == L3_OK) *size = l3__count_model(&k.info, target, NULL);
     return code;
 }
 
@@ -1247,12 +1265,14 @@ L3_API int l3_model_open(l3_model **model, const l3_source *source, const l3_mod
     l3_model             *m          = (l3_model *)mem;
     const l3_gguf_visitor everything = {&k, l3__on_key, l3__on_string, l3__on_tensor, l3__on_data};
     int                   code       = l3__scan_keys(&k, source, err);
-    if (code == L3_OK) code = l3__check_block(mem, size, l3__count_model(&k, NULL), err);
+    if (code == L3_OK) code = l3__check_block(mem, size, l3__count_model(&k.info, NULL, NULL), err);
     if (code != L3_OK) return code;
-    memset(mem, 0, l3__count_model(&k, NULL));
-    (void)l3__model_layout(m, &k, NULL, mem);
-    m->source = *source;
-    m->tables = config && config->tables ? *config->tables : *source;
+    memset(mem, 0, l3__count_model(&k.info, NULL, NULL));
+    (void)l3__model_layout(m, &k.info, NULL, NULL, mem);
+    m->info       = k.info;
+    m->vocabulary = k.vocabulary;
+    m->source     = *source;
+    m->tables     = config && config->tables ? *config->tables : *source;
     if (m->tables.size != m->source.size)
         return l3__fail(err, L3_ERR_ARGUMENT, 0,
                         "config.tables has %U bytes, the source %U; the same bytes are expected", m->tables.size,
@@ -1297,6 +1317,84 @@ L3__FN int l3__each_piece(l3__reader *r, uint64_t from, uint64_t to, void (*piec
         from += n;
     }
     return L3_OK;
+}
+
+/* A tensor that could be pinned. */
+typedef struct l3__pin {
+    l3_tensor *tensor;
+    uint32_t   place; /* its number among all places, then the lookups' checksums */
+    uint64_t   rank;  /* what goes first has less: its bytes, and what is read a few bytes at a time after all others */
+} l3__pin;
+
+/* What is not read for every token as a whole, or is in memory, or is pinned in part, has no rank. */
+L3__FN uint64_t l3__pin_rank(const l3_model *m, const l3_tensor *t, bool rows) {
+    if (!t->source || t->data || rows || (t == &m->embedding && !m->info.tied_head)) return 0;
+    return l3__tensor_bytes(t) + (t->type == L3_I32 ? UINT64_MAX / 2 : 0);
+}
+
+/* The next tensor after *pin, the least rank first and of equals the first place; false after the last. */
+L3__FN bool l3__next_pin(const l3_model *m, l3__pin *pin) {
+    const l3__pin before = *pin;
+    l3__place     p;
+    pin->tensor = NULL;
+    for (uint32_t i = 0, sums = 0;; i++) {
+        const bool place = l3__place_at(m, i, &p);
+        if (!place && sums == m->info.n_lookups) return pin->tensor != NULL;
+        l3_tensor     *t    = place ? p.tensor : &m->lookups[sums++].checksums;
+        const uint64_t rank = l3__pin_rank(m, t, place && p.slot->rows == L3__V);
+        if (rank < before.rank || rank == 0 || (rank == before.rank && i <= before.place)) continue;
+        if (pin->tensor && rank >= pin->rank) continue;
+        pin->tensor = t, pin->rank = rank, pin->place = i;
+    }
+}
+
+/* Takes room for the next tensor out of size bytes: how many of its rows fit. */
+L3__FN uint32_t l3__take_pin(l3__arena *a, const l3_tensor *t, size_t size, unsigned char **to) {
+    const uint64_t row = l3__tensor_bytes(t) / t->rows, used = (a->used + L3_ALIGN - 1) / L3_ALIGN * L3_ALIGN;
+    const uint64_t fits = used < size ? (size - used) / row : 0;
+    const uint32_t rows = fits < t->rows ? (uint32_t)fits : t->rows;
+    if (rows) *to = (unsigned char *)l3__take(a, rows, row);
+    return rows;
+}
+
+L3_API size_t l3_model_pin_size(const l3_model *m, size_t budget) {
+    l3__arena      a    = l3__arena_of(NULL, NULL);
+    l3__pin        pin  = {NULL, 0, 0};
+    unsigned char *to   = NULL;
+    bool           more = true;
+    while (more && l3__next_pin(m, &pin)) more = l3__take_pin(&a, pin.tensor, budget, &to) == pin.tensor->rows;
+    return l3__arena_size(&a);
+}
+
+typedef struct l3__copying {
+    unsigned char *to;
+    uint32_t       crc;
+} l3__copying;
+
+L3__FN void l3__copy_piece(void *user, const uint8_t *p, size_t n) {
+    l3__copying *c = (l3__copying *)user;
+    memcpy(c->to, p, n);
+    c->crc = l3_crc32(c->crc, c->to, n);
+    c->to += n;
+}
+
+L3_API int l3_model_pin(l3_model *m, void *mem, size_t size, l3_error *err) {
+    l3__stack_buffer buffer;
+    l3__reader       r    = l3__stack_reader(&m->source, &buffer);
+    l3__arena        a    = l3__arena_of(mem, NULL);
+    l3__pin          pin  = {NULL, 0, 0};
+    int              code = size ? l3__check_block(mem, size, size, err) : L3_OK;
+    while (code == L3_OK && size && l3__next_pin(m, &pin)) {
+        l3_tensor     *t    = pin.tensor;
+        unsigned char *to   = NULL;
+        const uint32_t rows = l3__take_pin(&a, t, size, &to);
+        const uint64_t n    = l3__tensor_bytes(t) / t->rows * rows;
+        l3__copying    copy = {to, 0};
+        if (rows) code = l3__each_piece(&r, t->offset, t->offset + n, l3__copy_piece, &copy, err);
+        if (rows && code == L3_OK) t->data = to, t->pinned = rows < t->rows ? rows : 0, m->pinned += (size_t)n;
+        if (rows < t->rows) break;
+    }
+    return code;
 }
 
 /* FNV-1a, 64 bits. */
@@ -1468,12 +1566,14 @@ L3__FN void l3__session_scratch(l3__arena *a, l3_session *s) {
 
 /* Size and init in one: with base NULL it only counts. 0: the configuration cannot work. */
 L3__FN size_t l3__session_layout(l3_session *s, const l3_model *m, const l3_session_config *config,
-                                 const l3__target *target, void *base) {
+                                 const l3__target *target, l3_memory *memory, void *base) {
     const l3_info   *x      = &m->info;
     const l3__widths widths = l3__model_widths(m);
     l3__arena        a      = l3__arena_of(base, target);
     const size_t     word   = L3__BYTES_OF(&a, void *, pointer);
     uint64_t         kv;
+    a.memory = memory;
+    L3__PART(&a, session);
     (void)l3__take(&a, 1, L3__BYTES_OF(&a, l3_session, session));
     memset(s, 0, sizeof *s);
     s->model = m;
@@ -1484,17 +1584,21 @@ L3__FN size_t l3__session_layout(l3_session *s, const l3_model *m, const l3_sess
     if (!l3__work_layout(&a, &s->work, m->lookups, x->n_lookups, &s->config.work, &widths)) return 0;
     const uint64_t batch = s->work.batch;
     if (!l3__mul((uint64_t)x->n_blocks * x->n_kv_heads * 2 * s->kv_row, s->config.context, &kv)) return 0;
-    s->kv         = (unsigned char *)l3__take(&a, kv, 1);
-    s->logits     = (float *)l3__take(&a, x->vocab, sizeof(float));
+    L3__PART(&a, kv);
+    s->kv = (unsigned char *)l3__take(&a, kv, 1);
+    L3__PART(&a, logits);
+    s->logits = (float *)l3__take(&a, x->vocab, sizeof(float));
+    L3__PART(&a, session);
     s->rope_rates = (double *)l3__take(&a, x->rope_dims / 2, sizeof(double));
     s->owner      = (l3_session **)l3__take(&a, batch, word);
     s->at         = (uint32_t *)l3__take(&a, batch, sizeof(uint32_t));
     s->wanted     = (float **)l3__take(&a, batch, word);
-    s->x          = (float *)l3__take(&a, batch * x->dim, sizeof(float));
-    s->normed     = (float *)l3__take(&a, batch * x->dim, sizeof(float));
-    s->out        = (float *)l3__take(&a, batch * x->dim, sizeof(float));
-    s->rope_sin   = (float *)l3__take(&a, batch * (x->rope_dims / 2), sizeof(float));
-    s->rope_cos   = (float *)l3__take(&a, batch * (x->rope_dims / 2), sizeof(float));
+    L3__PART(&a, scratch);
+    s->x        = (float *)l3__take(&a, batch * x->dim, sizeof(float));
+    s->normed   = (float *)l3__take(&a, batch * x->dim, sizeof(float));
+    s->out      = (float *)l3__take(&a, batch * x->dim, sizeof(float));
+    s->rope_sin = (float *)l3__take(&a, batch * (x->rope_dims / 2), sizeof(float));
+    s->rope_cos = (float *)l3__take(&a, batch * (x->rope_dims / 2), sizeof(float));
     l3__session_scratch(&a, s);
     return l3__arena_size(&a);
 }
@@ -1519,19 +1623,40 @@ L3__FN int l3__check_session(const l3_model *m, const l3_session_config *c, l3_e
 
 L3_API size_t l3_session_size(const l3_model *m, const l3_session_config *config) {
     l3_session s;
-    return l3__check_session(m, config, NULL) == L3_OK ? l3__session_layout(&s, m, config, NULL, NULL) : 0;
+    return l3__check_session(m, config, NULL) == L3_OK ? l3__session_layout(&s, m, config, NULL, NULL, NULL) : 0;
 }
 
 #ifndef L3_NO_STDIO
-L3_API size_t l3_session_size_for(const l3_target *target, const l3_model *m, const l3_session_config *config) {
+L3__FN size_t l3__session_for(const l3_target *target, const l3_model *m, const l3_session_config *config,
+                              l3_memory *memory) {
     l3_session        s;
     l3_session_config c;
     memset(&c, 0, sizeof c);
     if (config) c = *config;
     c.work = l3__config_for(&c.work);
-    return l3__check_session(m, &c, NULL) == L3_OK ? l3__session_layout(&s, m, &c, target, NULL) : 0;
+    return l3__check_session(m, &c, NULL) == L3_OK ? l3__session_layout(&s, m, &c, target, memory, NULL) : 0;
+}
+
+L3_API size_t l3_session_size_for(const l3_target *target, const l3_model *m, const l3_session_config *config) {
+    return l3__session_for(target, m, config, NULL);
+}
+
+L3_API size_t l3_session_memory_for(const l3_target *target, const l3_model *m, const l3_session_config *config,
+                                    l3_memory *memory) {
+    memset(memory, 0, sizeof *memory);
+    (void)l3__count_model(&m->info, target, memory);
+    memory->pinned = m->pinned;
+    return l3__session_for(target, m, config, memory);
 }
 #endif
+
+L3_API size_t l3_session_memory(const l3_model *m, const l3_session_config *config, l3_memory *memory) {
+    l3_session s;
+    memset(memory, 0, sizeof *memory);
+    (void)l3__count_model(&m->info, NULL, memory);
+    memory->pinned = m->pinned;
+    return l3__check_session(m, config, NULL) == L3_OK ? l3__session_layout(&s, m, config, NULL, memory, NULL) : 0;
+}
 
 L3_API int l3_session_init(l3_session **session, const l3_model *m, const l3_session_config *config, void *mem,
                            size_t size, l3_error *err) {
@@ -1540,7 +1665,7 @@ L3_API int l3_session_init(l3_session **session, const l3_model *m, const l3_ses
     if (code != L3_OK) return code;
     l3_session    *s = (l3_session *)mem;
     const l3_info *x = &m->info;
-    (void)l3__session_layout(s, m, config, NULL, mem);
+    (void)l3__session_layout(s, m, config, NULL, NULL, mem);
     l3__work_reset(&s->work);
     for (uint32_t i = 0; i < x->rope_dims / 2; i++)
         s->rope_rates[i] = l3__exp(-2.0 * i / x->rope_dims * l3__log(x->rope_base));
@@ -2030,36 +2155,34 @@ L3_API int l3_decode_batch(l3_session *const *sessions, const int32_t *tokens, u
     return code;
 }
 
-/* Bytes asked of a tensor's source for n of its bytes, wherever they begin; 0 where they are in memory. */
+/* Bytes that a read of n bytes of a tensor asks its source for at most; 0 where they are in memory. */
 L3__FN uint64_t l3__most_read(const l3_tensor *t, uint64_t n) {
-    const uint64_t align = l3__align_of(t->source);
-    return !l3__present(t) || t->data ? 0 : l3__window_for(t->source, n) / align * align;
-}
-
-/* What a lookup layer adds to the bound of a step over n positions. */
-L3__FN void l3__bound_lookup(l3_step_bound *b, const l3_session *s, const l3_lookup *l, uint32_t n) {
-    const uint64_t rows = l->max_rows ? l->max_rows : l->row_count, size = s->work.cache.size;
-    const uint64_t block = l3__most_read(&l->rows, rows * l3_row_bytes(l->rows.type, l->rows.cols));
-    const uint64_t index = n * (l3__most_read(&l->offsets, 8) + l3__most_read(&l->checksums, 4));
-    const uint64_t large = size == 0 ? 0 : block < size ? block : size; /* goes to the cache at once */
-    const uint32_t small = (l->offsets.data ? 0u : 1u) + (l3__present(&l->checksums) && !l->checksums.data ? 1u : 0u);
-    const uint64_t bytes = (large > s->work.window_size ? large : s->work.window_size) + index;
-    const uint64_t row   = n * l3__row_products(l);
-    if (b->products < row) b->products = row;
-    if (b->read_bytes < bytes && s->work.window_size) b->read_bytes = bytes;
-    if (b->reads < 1 + n * small && s->work.window_size) b->reads = 1 + n * small;
+    const uint32_t align = l3__align_of(t->source);
+    return !l3__present(t) || l3__in_memory(t) ? 0 : l3__window_for(t->source, n) & ~(uint64_t)(align - 1);
 }
 
 L3_API l3_step_bound l3_session_step_bound(const l3_session *s) {
-    const l3_model *m    = s->model;
-    const uint64_t  tile = L3__TILE * (2 * (uint64_t)m->info.head_dim + L3__EXP_COST);
-    l3_step_bound   b = {s->config.step < tile ? tile : s->config.step, s->work.window_size, s->work.window_size > 0};
-    l3__place       p;
-    for (uint32_t i = 0; l3__place_at(m, i, &p); i++) {
-        const uint64_t row = (uint64_t)s->work.batch * p.tensor->cols;
-        if (p.tensor->rows > 1 && p.slot->rows != L3__V && b.products < row) b.products = row;
+    const l3_model  *m        = s->model;
+    const l3__widths x        = l3__model_widths(m);
+    uint64_t         products = L3__TILE * (2 * (uint64_t)m->info.head_dim + L3__EXP_COST), index = 0;
+    uint64_t         rows = s->work.window_size;
+    l3_step_bound    b;
+    if (products < s->config.step) products = s->config.step;
+    for (int i = 0; i < L3__N_TYPES; i++)
+        if (products < (uint64_t)s->work.batch * x.cols[i]) products = (uint64_t)s->work.batch * x.cols[i];
+    for (uint32_t i = 0; i < m->info.n_lookups; i++) {
+        const l3_lookup *l   = &m->lookups[i];
+        const uint64_t   row = s->work.batch * l3__row_products(l), lies = l3__most_read(&l->offsets, 8);
+        uint64_t         block = l3__most_read(&l->rows, l3_row_bytes(l->rows.type, l->rows.cols) *
+                                                             (l->max_rows ? l->max_rows : l->row_count));
+        if (block > s->work.cache.size) block = s->work.cache.size; /* what is larger passes through the window */
+        if (products < row) products = row;
+        if (rows < block) rows = block;
+        if (index < lies + l3__most_read(&l->checksums, 4)) index = lies + l3__most_read(&l->checksums, 4);
     }
-    for (uint32_t i = 0; i < m->info.n_lookups; i++) l3__bound_lookup(&b, s, &m->lookups[i], s->work.batch);
+    b.products   = products;
+    b.read_bytes = rows ? rows + s->work.batch * index : 0;
+    b.reads      = rows ? 1 + (index ? 2 * s->work.batch : 0) : 0;
     return b;
 }
 
@@ -2159,18 +2282,6 @@ L3__FN int l3__check_snapshot(const l3_session *s, const uint8_t *got, uint8_t *
         return l3__fail(err, L3_ERR_MISMATCH, 12, "the snapshot has %u tokens, this session room for %u", *position,
                         s->config.context);
     return L3_OK;
-}
-
-typedef struct l3__copying {
-    unsigned char *to;
-    uint32_t       crc;
-} l3__copying;
-
-L3__FN void l3__copy_piece(void *user, const uint8_t *p, size_t n) {
-    l3__copying *c = (l3__copying *)user;
-    memcpy(c->to, p, n);
-    c->crc = l3_crc32(c->crc, c->to, n);
-    c->to += n;
 }
 
 /* Copies what follows the header, and continues its checksum. */

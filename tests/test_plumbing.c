@@ -1086,6 +1086,128 @@ TEST(steps_that_are_refused) {
     text_free(&t);
 }
 
+/* ---- weights pinned in RAM ---- */
+
+/* Bytes of weights that the next token reads. */
+static uint64_t weights_of_a_token(seat *s, const text *t, test_rng *r) {
+    const uint64_t before = l3_session_stats(s->session).weight_bytes_read;
+    follow(s->session, t, l3_position(s->session) + 1, ONE_BY_ONE, r);
+    return l3_session_stats(s->session).weight_bytes_read - before;
+}
+
+/* Pins into blocks of exactly the right size, one after the other. */
+static int pin(rig *g, const size_t *budgets, int n, guard *blocks) {
+    int ok = 1;
+    for (int i = 0; i < n; i++) {
+        const size_t size = l3_model_pin_size(g->model, budgets[i]);
+        l3_error     err;
+        blocks[i] = guard_new(size, L3_ALIGN, 0xa5);
+        ok        = ok && CHECK(size <= budgets[i]) && CHECK_EQ(l3_model_pin_size(g->model, size), size) &&
+             CHECK_EQ(l3_model_pin(g->model, blocks[i].mem, size, &err), L3_OK);
+    }
+    return ok;
+}
+
+TEST(pinned_weights) {
+    for (uint64_t seed = 1; seed <= 12; seed++) {
+        const mk_spec spec = seed == 1 ? spec_small() : mk_random_spec(seed);
+        text          t    = text_new(&spec, seed);
+        for (int i = 0; i < 6; i++) {
+            test_rng     r          = {seed * 10 + (uint64_t)i};
+            const size_t budgets[2] = {i == 5 ? SIZE_MAX : test_below(&r, 1u << (8 + 2 * i)), test_below(&r, 2000)};
+            pipes        p          = random_pipes(&r);
+            rig          g;
+            seat         s;
+            guard        blocks[2];
+            if (i % 2) p.way.map_some = 0;
+            REQUIRE(rig_open(&g, t.f, p.way) == L3_OK && pin(&g, budgets, 2, blocks));
+            if (p.way.map_some == 1) CHECK_EQ(g.model->pinned, 0);
+            REQUIRE(pipes_seat(&s, &g, &p));
+            if (!follow(s.session, &t, t.n, RANDOMLY, &r)) describe(&p);
+            if (p.way.map_some == 0 && i == 5) { /* what is left is a row of an embedding that is not the head */
+                rewind_to(s.session, t.n - 1);
+                const uint64_t most = g.model->info.tied_head ? 0 : l3__most_read(&g.model->embedding, spec.dim * 4);
+                CHECK(weights_of_a_token(&s, &t, &r) <= most);
+            }
+            pipes_close(&g, &s);
+            for (int k = 0; k < 2; k++) CHECK(guard_free(&blocks[k]));
+        }
+        text_free(&t);
+    }
+}
+
+/* As long as there are vectors and matrices to pin, a byte pinned is a byte a token less to read. */
+TEST(what_pinning_saves) {
+    text     t = small_text();
+    test_rng r = {51};
+    pipes    p = streamed();
+    uint64_t all;
+    p.way.flags = 0;
+    for (size_t budget = 0; budget < 80000; budget += budget / 2 + 100) {
+        rig   g;
+        seat  s;
+        guard block;
+        REQUIRE(rig_open(&g, t.f, p.way) == L3_OK && pin(&g, &budget, 1, &block) && pipes_seat(&s, &g, &p));
+        const uint64_t one = weights_of_a_token(&s, &t, &r);
+        if (budget == 0) all = one;
+        else if (!l3__in_memory(&g.model->lookups[0].offsets)) CHECK_EQ(one, all - g.model->pinned);
+        else CHECK(one <= all);
+        uint32_t partly = 0;
+        for (uint32_t i = 0; i < g.model->info.n_blocks; i++) {
+            const l3__block *b = &g.model->blocks[i];
+            if (b->attn_k.data) CHECK(l3__in_memory(&b->attn_norm)); /* the smaller one first */
+            if (b->attn_q.data) CHECK(l3__in_memory(&b->attn_k));
+            partly += (b->attn_q.pinned != 0) + (b->attn_k.pinned != 0) + (b->ffn_up.pinned != 0);
+        }
+        CHECK(partly <= 1);
+        pipes_close(&g, &s);
+        CHECK(guard_free(&block));
+    }
+    text_free(&t);
+}
+
+TEST(pinning_that_fails) {
+    text     t = small_text();
+    test_rng r = {52};
+    pipes    p = streamed();
+    for (uint32_t k = 1; k < 200; k += 7) {
+        rig      g;
+        seat     s;
+        l3_error err;
+        REQUIRE(rig_open(&g, t.f, p.way) == L3_OK);
+        const size_t size  = l3_model_pin_size(g.model, SIZE_MAX);
+        guard        block = guard_new(size, L3_ALIGN, 0xa5), more = guard_new(size, L3_ALIGN, 0xa5);
+        mock_reset_counts(&g.mock);
+        g.mock.fail_at = k;
+        int code       = l3_model_pin(g.model, block.mem, size, &err);
+        g.mock.fail_at = 0;
+        if (code != L3_OK) {
+            CHECK_EQ(code, L3_ERR_IO);
+            CHECK_EQ(err.io, MOCK_FAILURE);
+            CHECK(error_sound(code, &err));
+            code = l3_model_pin(g.model, more.mem, size, &err);
+        }
+        CHECK_EQ(code, L3_OK);
+        CHECK_EQ(l3_model_pin_size(g.model, SIZE_MAX), 0);
+        REQUIRE(pipes_seat(&s, &g, &p));
+        follow(s.session, &t, t.n, RANDOMLY, &r);
+        pipes_close(&g, &s);
+        CHECK(guard_free(&block));
+        CHECK(guard_free(&more));
+    }
+    rig      g;
+    l3_error err;
+    guard    block = guard_new(1000, L3_ALIGN, 0xa5);
+    REQUIRE(rig_open(&g, t.f, p.way) == L3_OK);
+    CHECK_EQ(l3_model_pin(g.model, block.mem + 1, 900, &err), L3_ERR_MEMORY);
+    CHECK_EQ(l3_model_pin(g.model, NULL, 900, &err), L3_ERR_MEMORY);
+    CHECK_EQ(l3_model_pin(g.model, NULL, 0, &err), L3_OK);
+    CHECK_EQ(g.model->pinned, 0);
+    CHECK(guard_free(&block));
+    rig_close(&g);
+    text_free(&t);
+}
+
 /* ---- failures, and going on ---- */
 
 TEST(full_context) {
@@ -1350,6 +1472,9 @@ int main(void) {
     RUN(steps_that_are_interrupted);
     RUN(steps_and_batches_of_others);
     RUN(steps_that_are_refused);
+    RUN(pinned_weights);
+    RUN(what_pinning_saves);
+    RUN(pinning_that_fails);
     RUN(full_context);
     RUN(bad_tokens);
     RUN(sources_that_fail);
