@@ -239,16 +239,6 @@ typedef struct budget_line {
     size_t      bytes;
 } budget_line;
 
-typedef struct budget_report {
-    const budget_setup *s;
-    budget_line         lines[BUDGET_LINES];
-    size_t              total;    /* of the lines */
-    size_t         pinned, cache; /* what spare RAM becomes; the cache is the one asked for with what is then left */
-    size_t         pinnable;      /* all that could be pinned */
-    l3_step_bound  step;
-    budget_reading as_is, spare; /* with nothing pinned and the cache asked for; with the spare RAM used */
-} budget_report;
-
 static inline size_t budget_tokenizer(const budget_setup *s, const l3_model *m) {
     const l3_target target = l3_target_32();
     if (!m->info.has_tokenizer) return 0;
@@ -286,6 +276,70 @@ static inline size_t budget_memory(const budget_setup *s, const l3_model *m, bud
     return session ? total : 0;
 }
 
+/* Something smaller than what was asked for. */
+typedef struct budget_change {
+    const char *option;
+    char        from[24], to[24];
+    size_t      saves;
+} budget_change;
+
+static inline void budget_number(char text[24], size_t n) { snprintf(text, 24, "%zu", n); }
+
+enum { BUDGET_CHANGES = 6 };
+
+/* Each alone; those that save nothing are left out. */
+static inline int budget_changes(const budget_setup *s, const l3_model *m, size_t total,
+                                 budget_change changes[BUDGET_CHANGES]) {
+    static const char *const types[] = {"f32", "f16", "q8_0"};
+    const size_t             least   = l3_session_window_min(m);
+    int                      n       = 0;
+    for (int i = 0; i < BUDGET_CHANGES; i++) {
+        budget_change *c    = &changes[n];
+        budget_setup   less = *s;
+        switch (i) {
+        case 0:
+            c->option = "--kv", less.setup.kv = 2;
+            snprintf(c->from, sizeof c->from, "%s", types[s->setup.kv]);
+            snprintf(c->to, sizeof c->to, "%s", types[2]);
+            break;
+        case 1:
+            c->option = "-c", less.setup.context = (s->setup.context + 1) / 2;
+            budget_number(c->from, s->setup.context), budget_number(c->to, less.setup.context);
+            break;
+        case 2:
+            c->option = "--batch", less.batch = 1;
+            budget_number(c->from, s->batch), budget_number(c->to, 1);
+            break;
+        case 3:
+            c->option = "--window", less.setup.window = least;
+            budget_number(c->from, s->setup.window), budget_number(c->to, least);
+            break;
+        case 4:
+            c->option = "--cache", less.setup.cache = 0;
+            budget_number(c->from, s->setup.cache), budget_number(c->to, 0);
+            break;
+        default: c->option = "--run", less.run = 0; budget_number(c->from, s->run), budget_number(c->to, 0);
+        }
+        const size_t now = budget_memory(&less, m, NULL);
+        if (now == 0 || now >= total) continue;
+        c->saves = total - now;
+        n++;
+    }
+    return n;
+}
+
+typedef struct budget_report {
+    const budget_setup *s;
+    budget_line         lines[BUDGET_LINES];
+    size_t              total;    /* of the lines */
+    size_t         pinned, cache; /* what spare RAM becomes; the cache is the one asked for with what is then left */
+    size_t         pinnable;      /* all that could be pinned */
+    l3_step_bound  step;
+    budget_reading as_is, spare; /* with nothing pinned and the cache asked for; with the spare RAM used */
+    budget_change  changes[BUDGET_CHANGES];
+    int            n_changes;
+} budget_report;
+
 /* What is left of the budget goes to weights, of which each byte saves reading one for every token; only what is then left
  * to the cache, as even the most frequent rows are wanted for a few tokens of a hundred. */
 static inline void budget_split(budget_report *r, const l3_model *m) {
@@ -304,12 +358,13 @@ static inline void budget_gather(budget_report *r, const cli_engine *e, budget_s
     r->s = s;
     if (s->setup.context == 0) s->setup.context = e->info->context;
     budget_open(&d, e, s);
-    if (s->setup.window == 0) s->setup.window = l3_session_window_min(d.model);
-    if (s->setup.window < 4096 && !s->mapped) s->setup.window = 4096;
+    const size_t least = l3_session_window_min(d.model);
+    if (s->setup.window == 0) s->setup.window = least > 4096 ? least : 4096;
     const l3_session_config c = budget_config(s, s->setup.cache);
     cli_check(l3__check_session(d.model, &c, &err), e->path, &err);
-    r->total    = budget_memory(s, d.model, r->lines);
-    r->pinnable = l3_model_pin_size(d.model, SIZE_MAX);
+    r->total     = budget_memory(s, d.model, r->lines);
+    r->n_changes = budget_changes(s, d.model, r->total, r->changes);
+    r->pinnable  = l3_model_pin_size(d.model, SIZE_MAX);
     budget_split(r, d.model);
     budget_start(&d, e, s, s->setup.cache, 0);
     r->step = l3_session_step_bound(d.session);
@@ -317,62 +372,6 @@ static inline void budget_gather(budget_report *r, const cli_engine *e, budget_s
     if (s->mapped) return;
     r->as_is = budget_count(e, s, s->setup.cache, 0);
     r->spare = r->pinned || r->cache > s->setup.cache ? budget_count(e, s, r->cache, r->pinned) : r->as_is;
-}
-
-/* ---- what to lower ---- */
-
-/* Something smaller than what was asked for: its name, what it was and would be, and the setup with it. */
-typedef struct budget_change {
-    const char  *option;
-    char         from[24], to[24];
-    size_t       saves;
-    budget_setup s;
-} budget_change;
-
-static inline void budget_number(char text[24], size_t n) { snprintf(text, 24, "%zu", n); }
-
-enum { BUDGET_CHANGES = 6 };
-
-/* Each alone; those that save nothing are left out. */
-static inline int budget_changes(const budget_report *r, const l3_model *m, budget_change changes[BUDGET_CHANGES]) {
-    static const char *const types[] = {"f32", "f16", "q8_0"};
-    const budget_setup      *s       = r->s;
-    const size_t             least   = l3_session_window_min(m);
-    budget_change            all[BUDGET_CHANGES];
-    int                      n = 0;
-    for (int i = 0; i < BUDGET_CHANGES; i++) {
-        budget_change *c = &all[i];
-        c->s             = *s;
-        switch (i) {
-        case 0:
-            c->option = "--kv", c->s.setup.kv = 2;
-            snprintf(c->from, sizeof c->from, "%s", types[s->setup.kv]);
-            snprintf(c->to, sizeof c->to, "%s", types[2]);
-            break;
-        case 1:
-            c->option = "-c", c->s.setup.context = (s->setup.context + 1) / 2;
-            budget_number(c->from, s->setup.context), budget_number(c->to, c->s.setup.context);
-            break;
-        case 2:
-            c->option = "--batch", c->s.batch = 1;
-            budget_number(c->from, s->batch), budget_number(c->to, 1);
-            break;
-        case 3:
-            c->option = "--window", c->s.setup.window = least;
-            budget_number(c->from, s->setup.window), budget_number(c->to, least);
-            break;
-        case 4:
-            c->option = "--cache", c->s.setup.cache = 0;
-            budget_number(c->from, s->setup.cache), budget_number(c->to, 0);
-            break;
-        default: c->option = "--run", c->s.run = 0; budget_number(c->from, s->run), budget_number(c->to, 0);
-        }
-        const size_t now = budget_memory(&c->s, m, NULL);
-        if (now == 0 || now >= r->total) continue;
-        c->saves     = r->total - now;
-        changes[n++] = *c;
-    }
-    return n;
 }
 
 /* ---- output ---- */
@@ -384,9 +383,8 @@ static inline void budget_print_reading(const char *name, const budget_reading *
         name, r->weights + r->rows, r->reads, r->weights, r->rows, 100 * r->hits, r->worst);
 }
 
-static inline void budget_print(const budget_report *r, const l3_model *m) {
+static inline void budget_print(const budget_report *r) {
     const budget_setup *s = r->s;
-    budget_change       changes[BUDGET_CHANGES];
     printf("RAM on %s: context %" PRIu32 ", batch %" PRIu32 "\n", s->here ? "this machine" : "a 32-bit machine",
            s->setup.context, s->batch);
     for (int i = 0; i < BUDGET_LINES; i++)
@@ -394,10 +392,8 @@ static inline void budget_print(const budget_report *r, const l3_model *m) {
     printf("  %-14s %10zu   of %zu; the stack comes on top\n", "in all", r->total, s->ram);
     if (r->total > s->ram) {
         printf("\n%zu bytes too many; each of these alone would save\n", r->total - s->ram);
-        const int n = budget_changes(r, m, changes);
-        for (int i = 0; i < n; i++)
-            printf("  %-14s %10zu   %s instead of %s\n", changes[i].option, changes[i].saves, changes[i].to,
-                   changes[i].from);
+        for (const budget_change *c = r->changes; c < r->changes + r->n_changes; c++)
+            printf("  %-14s %10zu   %s instead of %s\n", c->option, c->saves, c->to, c->from);
     } else {
         printf("\nspare RAM      %10zu\n", s->ram - r->total);
         if (r->pinnable)
@@ -426,9 +422,8 @@ static inline void budget_json_reading(const char *key, const budget_reading *r)
     printf("}");
 }
 
-static inline void budget_json(const budget_report *r, const l3_model *m) {
+static inline void budget_json(const budget_report *r) {
     const budget_setup *s = r->s;
-    budget_change       changes[BUDGET_CHANGES];
     cli_json_key("budget");
     printf("{\"ram_bytes\": %zu", s->ram);
     cli_json_u64("context", s->setup.context);
@@ -447,8 +442,8 @@ static inline void budget_json(const budget_report *r, const l3_model *m) {
     cli_json_u64("step_reads", r->step.reads);
     cli_json_key("savings");
     printf("{");
-    const int n = budget_changes(r, m, changes);
-    for (int i = 0; i < n; i++) printf("%s\"%s\": %zu", i ? ", " : "", changes[i].option, changes[i].saves);
+    for (int i = 0; i < r->n_changes; i++)
+        printf("%s\"%s\": %zu", i ? ", " : "", r->changes[i].option, r->changes[i].saves);
     printf("}}");
 }
 

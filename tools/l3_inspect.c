@@ -312,7 +312,7 @@ static void print_checksums(const report *r, bool verified) {
 
 static void print_report(const report *r, const settings *s) {
     if (s->budget.ram) {
-        budget_print(&r->budget, r->e.model);
+        budget_print(&r->budget);
         return;
     }
     print_head(r);
@@ -429,7 +429,7 @@ static void print_json(const report *r, const settings *s) {
     cli_json_bool("file_checksum", r->e.info->has_file_checksum);
     cli_json_bool("row_checksums", r->n_lookups && count_row_checksums(r) == r->n_lookups);
     cli_json_bool("verified", s->verify);
-    if (s->budget.ram) budget_json(&r->budget, r->e.model);
+    if (s->budget.ram) budget_json(&r->budget);
     printf("}\n");
 }
 
