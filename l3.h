@@ -666,7 +666,7 @@ typedef struct l3__arena {
 } l3__arena;
 
 /* What comes next is for this purpose. */
-#define L3__PART(a, purpose) ((a)->part = (a)->memory ? &(a)->memory->purpose : NULL)
+#define L3__PURPOSE(a, purpose) ((a)->part = (a)->memory ? &(a)->memory->purpose : NULL)
 
 L3__FN l3__arena l3__arena_of(void *base, const l3__target *target) {
     const l3__arena a = {(unsigned char *)base, target, 0, 0, false, NULL, NULL};
@@ -4394,20 +4394,20 @@ L3__FN bool l3__work_layout(l3__arena *a, l3_work *w, const l3_lookup *layers, u
     if (widths->window == 0) window = 0;
     if (window < widths->window || window > SIZE_MAX) return false;
     w->window_size = (size_t)window;
-    L3__PART(a, window);
+    L3__PURPOSE(a, window);
     w->window[0] = l3__take_aligned(a, window, widths->align);
     w->window[1] = l3__take_aligned(a, widths->start ? window : 0, widths->align);
     for (uint32_t i = 0; i < n_layers; i++)
         if (layers[i].key_norm && row < layers[i].key_length) row = layers[i].key_length;
-    L3__PART(a, cache);
+    L3__PURPOSE(a, cache);
     for (uint32_t i = 0; i < n_layers; i++)
         if (!layers[i].rows.data && w->cache.size == 0)
             l3__cache_layout(a, &w->cache, w->config.cache, layers[i].vocab);
-    L3__PART(a, session);
+    L3__PURPOSE(a, session);
     w->tokens = (int32_t *)l3__take(a, w->batch, sizeof(int32_t));
     w->order  = (uint32_t *)l3__take(a, n_layers ? w->batch : 0, sizeof(uint32_t));
     w->groups = (l3__group *)l3__take(a, n_layers ? w->batch : 0, sizeof(l3__group));
-    L3__PART(a, scratch);
+    L3__PURPOSE(a, scratch);
     w->vector = (float *)l3__take(a, widths->vector, sizeof(float));
     w->row    = (float *)l3__take(a, row, sizeof(float));
     w->packed = (unsigned char *)l3__take(a, l3__most_packed(w, widths), 1);

@@ -1225,12 +1225,12 @@ L3__FN int l3__check_lookups(const l3_model *m, const l3_model_config *config, l
 L3__FN size_t l3__model_layout(l3_model *m, const l3_info *x, const l3__target *target, l3_memory *memory, void *base) {
     l3__arena a = l3__arena_of(base, target);
     a.memory    = memory;
-    L3__PART(&a, model);
+    L3__PURPOSE(&a, model);
     (void)l3__take(&a, 1, L3__BYTES_OF(&a, l3_model, model));
     m->blocks        = (l3__block *)l3__take(&a, x->n_blocks, L3__BYTES_OF(&a, l3__block, block));
     m->lookups       = (l3_lookup *)l3__take(&a, x->n_lookups, L3__BYTES_OF(&a, l3_lookup, lookup));
     m->lookup_blocks = (uint32_t *)l3__take(&a, x->n_lookups, sizeof(uint32_t));
-    L3__PART(&a, vocabulary);
+    L3__PURPOSE(&a, vocabulary);
     m->checkpoints = (uint32_t *)l3__take(&a, x->has_tokenizer ? (x->vocab + L3__CHECKPOINT - 1) / L3__CHECKPOINT : 0,
                                           sizeof(uint32_t));
     return l3__arena_size(&a);
@@ -1573,7 +1573,7 @@ L3__FN size_t l3__session_layout(l3_session *s, const l3_model *m, const l3_sess
     const size_t     word   = L3__BYTES_OF(&a, void *, pointer);
     uint64_t         kv;
     a.memory = memory;
-    L3__PART(&a, session);
+    L3__PURPOSE(&a, session);
     (void)l3__take(&a, 1, L3__BYTES_OF(&a, l3_session, session));
     memset(s, 0, sizeof *s);
     s->model = m;
@@ -1584,16 +1584,16 @@ L3__FN size_t l3__session_layout(l3_session *s, const l3_model *m, const l3_sess
     if (!l3__work_layout(&a, &s->work, m->lookups, x->n_lookups, &s->config.work, &widths)) return 0;
     const uint64_t batch = s->work.batch;
     if (!l3__mul((uint64_t)x->n_blocks * x->n_kv_heads * 2 * s->kv_row, s->config.context, &kv)) return 0;
-    L3__PART(&a, kv);
+    L3__PURPOSE(&a, kv);
     s->kv = (unsigned char *)l3__take(&a, kv, 1);
-    L3__PART(&a, logits);
+    L3__PURPOSE(&a, logits);
     s->logits = (float *)l3__take(&a, x->vocab, sizeof(float));
-    L3__PART(&a, session);
+    L3__PURPOSE(&a, session);
     s->rope_rates = (double *)l3__take(&a, x->rope_dims / 2, sizeof(double));
     s->owner      = (l3_session **)l3__take(&a, batch, word);
     s->at         = (uint32_t *)l3__take(&a, batch, sizeof(uint32_t));
     s->wanted     = (float **)l3__take(&a, batch, word);
-    L3__PART(&a, scratch);
+    L3__PURPOSE(&a, scratch);
     s->x        = (float *)l3__take(&a, batch * x->dim, sizeof(float));
     s->normed   = (float *)l3__take(&a, batch * x->dim, sizeof(float));
     s->out      = (float *)l3__take(&a, batch * x->dim, sizeof(float));
