@@ -14,6 +14,9 @@
  *     l3_sample(sampler, l3_logits(session), &id, &err);         // the next token ...
  *     l3_decode(session, id, &err);                              // ... and what follows it
  *
+ * On a device: l3_decode_step() is a token in bounded pieces, l3_model_pin() keeps weights in RAM that is left over,
+ * l3_session_memory() says what each byte is for.
+ *
  * Whole programs: examples/generate.c, examples/flash_stream.c, examples/snapshot.c.
  *
  * A model is immutable and serves any number of sessions and threads; a session holds everything that changes (KV cache,
