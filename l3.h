@@ -193,7 +193,8 @@ typedef struct l3_tensor {
     const l3_source *source; /* not owned                                                             */
     uint64_t         offset; /* of the first byte in source                                           */
     uint32_t         rows, cols;
-    int32_t          type; /* l3_type */
+    int32_t          type;   /* l3_type */
+    uint32_t         pinned; /* rows, the first ones, that are at data while the others are read; 0: all are there */
 } l3_tensor;
 
 /* "f32" ..., or NULL for a number that is no supported type. */
@@ -341,6 +342,22 @@ typedef struct l3_stats {
     uint64_t cache_misfits;     /* row blocks that the whole cache is too small for                        */
     uint64_t weight_bytes_read; /* bytes read for everything else; 0 when mapped                           */
 } l3_stats;
+
+/* Bytes of RAM by purpose: l3_session_memory() of l3_model.h fills it in. Each holds the padding in front of it. */
+typedef struct l3_memory {
+    /* Of a model's block: */
+    size_t model;      /* descriptions of its tensors */
+    size_t vocabulary; /* where every 16th token lies in the file */
+    /* Of blocks given to l3_model_pin(): */
+    size_t pinned;
+    /* Of a session's block: */
+    size_t session; /* what is neither of these: its struct, the positions of a batch */
+    size_t kv;      /* keys and values of all positions of the context */
+    size_t logits;
+    size_t scratch; /* activations of a batch */
+    size_t window;  /* or two of them */
+    size_t cache;   /* for rows, with its index */
+} l3_memory;
 
 typedef struct l3_work l3_work;
 
@@ -644,10 +661,15 @@ typedef struct l3__arena {
     const l3__target *target; /* NULL: this machine; else base is NULL */
     uint64_t          used, peak;
     bool              overflow;
+    l3_memory        *memory; /* where growth is told by purpose, or NULL */
+    size_t           *part;   /* of it */
 } l3__arena;
 
+/* What comes next is for this purpose. */
+#define L3__PURPOSE(a, purpose) ((a)->part = (a)->memory ? &(a)->memory->purpose : NULL)
+
 L3__FN l3__arena l3__arena_of(void *base, const l3__target *target) {
-    const l3__arena a = {(unsigned char *)base, target, 0, 0, false};
+    const l3__arena a = {(unsigned char *)base, target, 0, 0, false, NULL, NULL};
     return a;
 }
 
@@ -658,8 +680,11 @@ L3__FN void *l3__take(l3__arena *a, uint64_t count, uint64_t size) {
         a->overflow = true;
         return NULL;
     }
-    a->used = end;
-    if (a->peak < end) a->peak = end;
+    if (bytes) a->used = end;
+    if (bytes && a->peak < end) {
+        if (a->part) *a->part += (size_t)(end - a->peak);
+        a->peak = end;
+    }
     return a->base ? a->base + start : NULL;
 }
 
@@ -1162,6 +1187,7 @@ L3_API void l3_pack_i32(const int32_t *src, uint32_t n, void *row) {
     for (uint32_t i = 0; i < n; i++) l3__put_le32((uint8_t *)row + (size_t)i * 4, (uint32_t)src[i]);
 }
 
+L3__FN bool l3__in_memory(const l3_tensor *t) { return t->data != NULL && t->pinned == 0; }
 L3__FN bool l3__present(const l3_tensor *t) { return t->data != NULL || t->source != NULL; }
 
 L3__FN uint64_t l3__tensor_bytes(const l3_tensor *t) { return l3_row_bytes(t->type, t->cols) * t->rows; }
@@ -1281,6 +1307,9 @@ L3__FN void l3__normalize(const float *x, const float *weight, float scale, size
 L3__FN void l3__swiglu(float *gate, const float *up, size_t n) {
     for (size_t i = 0; i < n; i++) gate[i] = gate[i] / (1.0f + l3__expf(-gate[i])) * up[i];
 }
+
+/* What an exponential counts as where work is cut into pieces of so many multiply-adds. */
+#define L3__EXP_COST 16u
 
 /* Positions that share one rescaling of the online softmax: multiples of it from the text's start, whatever the call. */
 #define L3__TILE 32u
@@ -3489,6 +3518,14 @@ struct l3_work {
     uint32_t   planned;     /* the layer whose rows the groups hold, or UINT32_MAX */
     l3__chunk  ahead;       /* the first chunk of the next layer, under way */
 
+    /* Where a layer is that runs in pieces. */
+    uint64_t  most;  /* multiply-adds of a piece; UINT64_MAX: a layer is one piece */
+    int       stage; /* l3__layer_stage */
+    uint32_t  at;    /* rows of the stage's matrices, or of `current`, that are done */
+    l3__chunk current, next;
+    int       slot; /* the window of the last read */
+    uint32_t  crc;  /* of the rows of current's token so far */
+
     float *vector; /* (widest vector,) a norm's weight or bias while it is used */
     float *row;    /* (key_length,) an unpacked key, where keys are normalized */
     /* Scratch of one layer, each (batch, ...). A session shares these bytes with its attention and feed-forward. */
@@ -3514,7 +3551,7 @@ L3__FN uint32_t l3__rows_per_window(const l3_work *w, const l3_tensor *t) {
 }
 
 L3__FN void l3__need_window(uint64_t *min, const l3_tensor *t) {
-    if (!l3__present(t) || t->data) return;
+    if (!l3__present(t) || l3__in_memory(t)) return;
     const uint64_t row  = t->type == L3_I32 ? 8 : l3_row_bytes(t->type, t->cols); /* offsets are read in pairs */
     const uint64_t need = l3__window_for(t->source, row);
     if (*min < need) *min = need;
@@ -3524,11 +3561,22 @@ L3__FN void l3__need_window(uint64_t *min, const l3_tensor *t) {
 L3__FN const uint8_t *l3__bytes(l3_work *w, const l3_tensor *t, uint64_t at, size_t n, l3_error *err) {
     const uint8_t   *p;
     const l3_source *s = t->source;
-    if (t->data) return (const uint8_t *)t->data + at;
+    if (l3__in_memory(t) || at + n <= t->pinned * l3_row_bytes(t->type, t->cols)) return (const uint8_t *)t->data + at;
     if (s->map && (p = (const uint8_t *)s->map(s->user, t->offset + at, n)) != NULL) return p;
     if (l3__read(s, t->offset + at, n, w->window[0], &p, err) != L3_OK) return NULL;
     w->stats.weight_bytes_read += l3__aligned_range(s, t->offset + at, n).size;
     return p;
+}
+
+/* Rows first ... first + rows - 1 of a matrix. */
+L3__FN l3_tensor l3__rows_of(const l3_tensor *t, uint32_t first, uint32_t rows) {
+    l3_tensor      part = *t;
+    const uint64_t skip = first * l3_row_bytes(t->type, t->cols);
+    part.offset += skip;
+    part.rows   = rows;
+    part.pinned = t->pinned > first ? t->pinned - first : 0;
+    part.data   = l3__in_memory(t) || part.pinned ? (const uint8_t *)t->data + skip : NULL;
+    return part;
 }
 
 /* Row `row` of a tensor as floats (cols,). */
@@ -3676,16 +3724,19 @@ L3__FN void l3__pack_activations(const l3_work *w, const l3__matmul_job *m, int 
     l3__run(&w->config.jobs, (tiles + j.tiles - 1) / j.tiles, l3__pack_piece, &j);
 }
 
-/* Weights without a mapping pass through the window, a few rows at a time, each once. */
-L3__FN int l3__matmul_through_window(l3_work *w, l3__matmul_job *j, const l3__product *y, l3_error *err) {
+/* Weights without a mapping pass through the window, a few rows at a time, each once: rows from ... from + rows - 1. Those
+ * that are pinned need none. */
+L3__FN int l3__matmul_through_window(l3_work *w, l3__matmul_job *j, const l3__product *y, uint32_t from, uint32_t rows,
+                                     l3_error *err) {
     const l3_tensor *t    = y->t;
-    const uint32_t   step = l3__rows_per_window(w, t);
-    const size_t     row  = (size_t)l3_row_bytes(t->type, t->cols);
-    for (uint32_t r = 0; r < t->rows; r += step) {
-        const uint32_t rows    = t->rows - r < step ? t->rows - r : step;
-        const uint8_t *weights = l3__bytes(w, t, (uint64_t)r * row, rows * row, err);
+    const uint32_t   room = l3__rows_per_window(w, t), end = from + rows;
+    const size_t     row = (size_t)l3_row_bytes(t->type, t->cols);
+    for (uint32_t r = from, count; r < end; r += count) {
+        count = r < t->pinned ? t->pinned - r : room;
+        if (count > end - r) count = end - r;
+        const uint8_t *weights = l3__bytes(w, t, (uint64_t)r * row, count * row, err);
         if (!weights) return L3_ERR_IO;
-        const l3__part part = {weights, row, rows, t->type, y->y + r, y->ys};
+        const l3__part part = {weights, row, count, t->type, y->y + r, y->ys};
         j->parts[0]         = part;
         j->n_parts          = 1;
         l3__matmul_run(w, j);
@@ -3695,39 +3746,65 @@ L3__FN int l3__matmul_through_window(l3_work *w, l3__matmul_job *j, const l3__pr
     return L3_OK;
 }
 
-/* Up to L3__MAX_PARTS products of the same activations x (n, cols), with stride xs in floats: Y = X t^T. */
+/* A piece of work is done, and more of the same kind is left. */
+#define L3__MORE 1
+
+L3__FN bool l3__in_pieces(const l3_work *w) { return w->most != UINT64_MAX; }
+
+/* How many of `left` units, each of so many multiply-adds, make a piece: at least one. */
+L3__FN uint32_t l3__allowed(const l3_work *w, uint32_t left, uint64_t cost) {
+    const uint64_t n = w->most / cost;
+    return n >= left ? left : n ? (uint32_t)n : 1;
+}
+
+/* Up to L3__MAX_PARTS products of the same activations x (n, cols), with stride xs in floats: Y = X t^T. A piece of them has
+ * at most w->most multiply-adds and one read, but at least one row: L3__MORE until the rows of all products are done. */
 L3__FN int l3__matmuls(l3_work *w, const l3__product *products, uint32_t count, const float *x, size_t xs, uint32_t n,
                        l3_error *err) {
     l3__matmul_job j;
-    int            packed = -1; /* the type that the packed activations are for */
+    int            packed = -1;           /* the type that the packed activations are for */
+    uint32_t       done = w->at, all = 0; /* rows done before, of this product; rows in all */
     j.kernels = w->kernels, j.packed = w->packed;
     j.x = x, j.xs = xs, j.cols = products[0].t->cols, j.n = n, j.n_parts = 0;
     j.fast = NULL;
-    for (uint32_t i = 0; i < count; i++) {
+    for (uint32_t i = 0; i < count; i++) all += products[i].t->rows;
+    uint32_t left = l3__allowed(w, all - done, (uint64_t)j.cols * n);
+    for (uint32_t i = 0; i < count && left > 0; i++) {
         const l3_tensor *t    = products[i].t;
         const l3__fast  *fast = l3__fast_for(w, t->type);
+        if (done >= t->rows) {
+            done -= t->rows;
+            continue;
+        }
+        const uint32_t from = done;
+        uint32_t       rows = t->rows - from < left ? t->rows - from : left;
+        if (!l3__in_memory(t) && l3__in_pieces(w))
+            left = rows = rows < l3__rows_per_window(w, t) ? rows : l3__rows_per_window(w, t);
+        done = 0;
+        left -= rows;
+        w->at += rows;
         if (fast != j.fast || (fast && packed != t->type)) {
             l3__matmul_run(w, &j); /* what was collected for other activations */
             j.fast = fast;
             packed = t->type;
             if (fast) l3__pack_activations(w, &j, t->type);
         }
-        if (t->data) {
-            const l3__part part  = {(const uint8_t *)t->data,
-                                    (size_t)l3_row_bytes(t->type, t->cols),
-                                    t->rows,
-                                    t->type,
-                                    products[i].y,
-                                    products[i].ys};
+        if (l3__in_memory(t)) {
+            const size_t   row  = (size_t)l3_row_bytes(t->type, t->cols);
+            const l3__part part = {
+                (const uint8_t *)t->data + from * row, row, rows, t->type, products[i].y + from, products[i].ys};
             j.parts[j.n_parts++] = part;
             continue;
         }
         l3__matmul_run(w, &j);
-        const int code = l3__matmul_through_window(w, &j, &products[i], err);
+        const int code = l3__matmul_through_window(w, &j, &products[i], from, rows, err);
         if (code != L3_OK) return code;
     }
     l3__matmul_run(w, &j);
-    return l3__check_progress(w, err);
+    const bool more = w->at < all;
+    if (!more) w->at = 0;
+    const int code = l3__check_progress(w, err);
+    return code == L3_OK && more ? L3__MORE : code;
 }
 
 /* y (n, t->rows) = x (n, t->cols) times t transposed; xs and ys are the strides of x and y in floats. */
@@ -3772,7 +3849,7 @@ L3__FN uint32_t l3__lookup_align(const l3_lookup *l) {
     const l3_tensor *t;
     uint32_t         align = 1;
     for (int i = 0; (t = l3__lookup_tensor(l, i)) != NULL; i++)
-        if (!t->data && align < l3__align_of(t->source)) align = l3__align_of(t->source);
+        if (!l3__in_memory(t) && align < l3__align_of(t->source)) align = l3__align_of(t->source);
     return align;
 }
 
@@ -3911,6 +3988,15 @@ L3__FN void l3__chunk_drop(l3_work *w, l3__chunk *c) {
     c->active = false;
 }
 
+/* Whatever was under way is given up: a read, and a layer that had not run to its end. */
+L3__FN void l3__chunks_drop(l3_work *w) {
+    l3__chunk_drop(w, &w->ahead);
+    l3__chunk_drop(w, &w->next);
+    l3__chunk_drop(w, &w->current);
+    w->stage = 0;
+    w->at    = 0;
+}
+
 /* Checks the rows against the token's checksum, which a chunk that does not hold all of them carries on in *crc. */
 L3__FN int l3__chunk_verify(l3_work *w, const l3__chunk *c, uint32_t *crc, l3_error *err) {
     const l3_lookup *l   = &w->layers[c->layer];
@@ -3970,7 +4056,7 @@ L3_API void l3_lookup_hint(l3_work *w, const int32_t *tokens, uint32_t n) {
 }
 
 L3_API int l3_lookup_begin(l3_work *w, const int32_t *tokens, uint32_t n, l3_error *err) {
-    l3__chunk_drop(w, &w->ahead);
+    l3__chunks_drop(w);
     w->n = w->n_groups = 0;
     w->planned         = UINT32_MAX;
     if (n > w->batch) return l3__fail(err, L3_ERR_ARGUMENT, 0, "%u tokens given; the batch is %u", n, w->batch);
@@ -4083,7 +4169,12 @@ L3__FN void l3__attend_groups_piece(void *arg, uint32_t i) {
     l3__attend_chunk(w, &c, i, g->end - i < L3__SHARE ? g->end : i + L3__SHARE);
 }
 
-/* All groups of a layer whose rows are in memory, on all threads. */
+/* Whether a layer's rows wait for all of them to be there, so that all threads take part. */
+L3__FN bool l3__gathers_at_once(const l3_work *w, const l3_lookup *l) {
+    return l3__in_memory(&l->rows) && !l3__in_pieces(w);
+}
+
+/* All groups of a layer whose rows are in memory. */
 L3__FN void l3__attend_groups(l3_work *w, uint32_t layer) {
     const l3_lookup      *l        = &w->layers[layer];
     const l3_jobs         nowhere  = {NULL, 0, NULL};
@@ -4095,41 +4186,56 @@ L3__FN void l3__attend_groups(l3_work *w, uint32_t layer) {
     l3__run(products < 65536 || l->key_norm ? &nowhere : &w->config.jobs, w->n, l3__attend_groups_piece, &j);
 }
 
-/* sum (n, value_length) = softmax-weighted rows, each distinct token's rows brought in once. */
-L3__FN int l3__gather(l3_work *w, uint32_t layer, l3_error *err) {
-    const bool mapped  = w->layers[layer].rows.data != NULL;
-    l3__chunk  current = w->ahead, next;
-    uint32_t   crc     = 0;
-    int        slot = 1, code = L3_OK;
-    bool       more = true;
-    next.active     = false;
-    if (current.active && current.layer == layer) {
+/* Brings in the first rows of a layer, or finds those that were started ahead. w->current is inactive if there are none. */
+L3__FN int l3__gather_begin(l3_work *w, uint32_t layer, l3_error *err) {
+    w->next.active = false;
+    w->current     = w->ahead;
+    w->slot        = 1;
+    w->crc         = 0;
+    if (w->ahead.active && w->ahead.layer == layer) {
         w->ahead.active = false;
-    } else {
-        l3__chunk_drop(w, &w->ahead);
-        if ((code = l3__plan(w, layer, err)) != L3_OK) return code;
-        if (!l3__chunk_first(w, layer, &current)) return L3_OK;
-        slot = 0;
-        code = l3__chunk_begin(w, &current, slot, err);
+        return L3_OK;
     }
-    while (code == L3_OK && more) {
-        if ((code = l3__chunk_wait(w, &current, err)) != L3_OK) break;
-        if ((code = l3__chunk_verify(w, &current, &crc, err)) != L3_OK) break;
-        more = l3__chunk_next(w, &current, &next);
-        if (more && w->async) code = l3__chunk_begin(w, &next, slot ^= 1, err);
-        if (code == L3_OK && !mapped)
-            l3__attend_chunk(w, &current, w->groups[current.group].begin, w->groups[current.group].end);
-        if (code == L3_OK) code = l3__check_progress(w, err);
-        if (code != L3_OK) break;
-        if (current.entry) current.entry->pinned = 0;
-        if (more && !w->async) code = l3__chunk_begin(w, &next, slot, err);
-        current     = next;
-        next.active = false;
-    }
-    if (code == L3_OK && mapped) l3__attend_groups(w, layer);
-    if (code == L3_OK) return L3_OK;
-    l3__chunk_drop(w, &next);
-    l3__chunk_drop(w, &current);
+    w->current.active = false;
+    l3__chunk_drop(w, &w->ahead);
+    const int code = l3__plan(w, layer, err);
+    if (code != L3_OK || !l3__chunk_first(w, layer, &w->current)) return code;
+    return l3__chunk_begin(w, &w->current, w->slot = 0, err);
+}
+
+/* The current chunk has come; where reads can go on beside work, the next one is begun. */
+L3__FN int l3__gather_arrive(l3_work *w, l3_error *err) {
+    int code = l3__chunk_wait(w, &w->current, err);
+    if (code == L3_OK) code = l3__chunk_verify(w, &w->current, &w->crc, err);
+    if (code == L3_OK && l3__chunk_next(w, &w->current, &w->next) && w->async)
+        code = l3__chunk_begin(w, &w->next, w->slot ^= 1, err);
+    return code;
+}
+
+/* Multiply-adds of one row for one position. */
+L3__FN uint64_t l3__row_products(const l3_lookup *l) {
+    return (uint64_t)l->key_length * (l->key_norm ? 2 : 1) + l->value_length + L3__EXP_COST;
+}
+
+/* A piece of the current chunk goes into the sums. After the last one the next chunk is current. */
+L3__FN int l3__gather_rows(l3_work *w, l3_error *err) {
+    const l3__chunk *c    = &w->current;
+    const l3_lookup *l    = &w->layers[c->layer];
+    const l3__group *g    = &w->groups[c->group];
+    l3__chunk        part = *c;
+    part.bytes += w->at * l3_row_bytes(l->rows.type, l->rows.cols);
+    part.rows = l3__allowed(w, c->rows - w->at, (g->end - g->begin) * l3__row_products(l));
+    if (!l3__gathers_at_once(w, l)) l3__attend_chunk(w, &part, g->begin, g->end);
+    w->at += part.rows;
+    int code = l3__check_progress(w, err);
+    if (code != L3_OK || w->at < c->rows) return code == L3_OK ? L3__MORE : code;
+    w->at = 0;
+    if (c->entry) c->entry->pinned = 0;
+    w->current.active = false;
+    if (w->next.group == w->n_groups) return L3_OK;
+    if (!w->async) code = l3__chunk_begin(w, &w->next, w->slot, err);
+    w->current     = w->next;
+    w->next.active = false;
     return code;
 }
 
@@ -4151,51 +4257,111 @@ L3__FN int l3__make_queries(l3_work *w, const l3_lookup *l, const float *x, l3_e
     return L3_OK;
 }
 
-/* mix (n, up_length + key_length), first part: u = norm(up sum / total). */
-L3__FN int l3__make_up(l3_work *w, const l3_lookup *l, l3_error *err) {
-    const size_t stride = (size_t)l->up_length + l->key_length;
-    const float *weight;
-    int          code = L3_OK;
+/* sum (n, value_length) /= total. */
+L3__FN void l3__divide_sums(l3_work *w, const l3_lookup *l) {
     for (uint32_t p = 0; p < w->n; p++) {
         float *sum = w->sum + (size_t)p * l->value_length;
         for (uint32_t i = 0; w->total[p] > 0 && i < l->value_length; i++) sum[i] /= w->total[p];
-        if (!l3__present(&l->up)) memcpy(w->mix + p * stride, sum, l->value_length * sizeof(float));
     }
-    if (l3__present(&l->up)) code = l3__matmul(w, &l->up, w->sum, l->value_length, w->n, w->mix, stride, err);
-    if (code == L3_OK) code = l3__load_weight(w, &l->up_norm_weight, &weight, err);
+}
+
+/* mix (n, up_length + key_length), first part: up sum. */
+L3__FN int l3__make_up(l3_work *w, const l3_lookup *l, l3_error *err) {
+    const size_t stride = (size_t)l->up_length + l->key_length;
+    if (l3__present(&l->up)) return l3__matmul(w, &l->up, w->sum, l->value_length, w->n, w->mix, stride, err);
+    for (uint32_t p = 0; p < w->n; p++)
+        memcpy(w->mix + p * stride, w->sum + (size_t)p * l->value_length, l->value_length * sizeof(float));
+    return L3_OK;
+}
+
+/* It becomes u = norm(up sum) ... */
+L3__FN int l3__norm_up(l3_work *w, const l3_lookup *l, l3_error *err) {
+    const size_t stride = (size_t)l->up_length + l->key_length;
+    const float *weight;
+    const int    code = l3__load_weight(w, &l->up_norm_weight, &weight, err);
     if (code != L3_OK) return code;
     for (uint32_t p = 0; p < w->n; p++) {
         float *u = w->mix + p * stride;
         if (l->layer_norm) l3__center(u, l->up_length); /* the rest of layer norm is RMSNorm */
         l3__rms_norm(w->kernels, u, weight, l->up_length, l->norm_epsilon, u);
     }
-    if (!l3__present(&l->up_norm_bias)) return L3_OK;
-    if ((code = l3__load_weight(w, &l->up_norm_bias, &weight, err)) != L3_OK) return code;
-    for (uint32_t p = 0; p < w->n; p++) w->kernels->add_scaled(w->mix + p * stride, weight, 1.0f, l->up_length);
+    return L3_OK;
+}
+
+/* ... plus its bias; and the second part is x. */
+L3__FN int l3__fill_mix(l3_work *w, const l3_lookup *l, const float *x, l3_error *err) {
+    const size_t d = l->key_length, stride = l->up_length + d;
+    const float *bias;
+    const int    code = l3__load_weight(w, &l->up_norm_bias, &bias, err);
+    if (code != L3_OK) return code;
+    for (uint32_t p = 0; p < w->n; p++) {
+        if (bias) w->kernels->add_scaled(w->mix + p * stride, bias, 1.0f, l->up_length);
+        memcpy(w->mix + p * stride + l->up_length, x + p * d, d * sizeof(float));
+    }
     return L3_OK;
 }
 
 L3__FN int l3__mix(l3_work *w, const l3_lookup *l, float *x, l3_error *err) {
     const size_t d = l->key_length, stride = l->up_length + d;
-    for (uint32_t p = 0; p < w->n; p++) memcpy(w->mix + p * stride + l->up_length, x + p * d, d * sizeof(float));
-    const int code = l3__matmul(w, &l->mix, w->mix, stride, w->n, w->out, d, err);
+    const int    code = l3__matmul(w, &l->mix, w->mix, stride, w->n, w->out, d, err);
     if (code != L3_OK) return code;
     for (size_t i = 0; i < w->n * d; i++) x[i] = l->residual ? x[i] + w->out[i] : w->out[i];
     return L3_OK;
 }
 
+typedef enum l3__layer_stage {
+    L3__LAYER_QUERIES,
+    L3__LAYER_GATHER,
+    L3__LAYER_ARRIVE,
+    L3__LAYER_ROWS,
+    L3__LAYER_AHEAD,
+    L3__LAYER_UP,
+    L3__LAYER_UP_NORM,
+    L3__LAYER_FILL_MIX,
+    L3__LAYER_MIX,
+    L3__LAYER_DONE
+} l3__layer_stage;
+
+/* Runs the next piece of a layer: L3__MORE until all are done. */
+L3__FN int l3__lookup_piece(l3_work *w, uint32_t layer, float *x, l3_error *err) {
+    const l3_lookup *l    = &w->layers[layer];
+    int              code = L3_OK;
+    switch (w->stage) {
+    case L3__LAYER_QUERIES: code = l3__make_queries(w, l, x, err); break;
+    case L3__LAYER_GATHER: code = l3__gather_begin(w, layer, err); break;
+    case L3__LAYER_ARRIVE:
+        if (w->current.active) code = l3__gather_arrive(w, err);
+        else w->stage = L3__LAYER_ROWS; /* no more rows */
+        break;
+    case L3__LAYER_ROWS:
+        code = l3__gather_rows(w, err);
+        if (code == L3_OK) w->stage = L3__LAYER_GATHER;
+        break;
+    case L3__LAYER_AHEAD:
+        if (l3__gathers_at_once(w, l)) l3__attend_groups(w, layer);
+        l3__divide_sums(w, l);
+        code = l3__start_ahead(w, layer + 1, err);
+        break;
+    case L3__LAYER_UP: code = l3__make_up(w, l, err); break;
+    case L3__LAYER_UP_NORM: code = l3__norm_up(w, l, err); break;
+    case L3__LAYER_FILL_MIX: code = l3__fill_mix(w, l, x, err); break;
+    default: code = l3__mix(w, l, x, err); break;
+    }
+    if (code == L3_OK) {
+        w->stage = (w->stage + 1) % L3__LAYER_DONE;
+        return w->stage == 0 ? L3_OK : L3__MORE;
+    }
+    if (code == L3__MORE) return code;
+    l3__chunks_drop(w);
+    w->n = 0;
+    return code;
+}
+
 L3_API int l3_lookup_forward(l3_work *w, uint32_t layer, float *x, l3_error *err) {
+    int code = L3__MORE;
     if (layer >= w->n_layers || w->n == 0)
         return l3__fail(err, L3_ERR_ARGUMENT, 0, "no lookup layer %u, or no l3_lookup_begin before", layer);
-    const l3_lookup *l    = &w->layers[layer];
-    int              code = l3__make_queries(w, l, x, err);
-    if (code == L3_OK) code = l3__gather(w, layer, err);
-    if (code == L3_OK) code = l3__start_ahead(w, layer + 1, err);
-    if (code == L3_OK) code = l3__make_up(w, l, err);
-    if (code == L3_OK) code = l3__mix(w, l, x, err);
-    if (code == L3_OK) return L3_OK;
-    l3__chunk_drop(w, &w->ahead);
-    w->n = 0;
+    while (code == L3__MORE) code = l3__lookup_piece(w, layer, x, err);
     return code;
 }
 
@@ -4282,21 +4448,26 @@ L3__FN bool l3__work_layout(l3__arena *a, l3_work *w, const l3_lookup *layers, u
     w->n_layers = n_layers;
     w->batch    = w->config.batch ? w->config.batch : w->kernels->batch;
     w->planned  = UINT32_MAX;
+    w->most     = UINT64_MAX;
     w->async    = widths->start;
     if (!w->config.window && window < widths->window) window = widths->window;
     if (widths->window == 0) window = 0;
     if (window < widths->window || window > SIZE_MAX) return false;
     w->window_size = (size_t)window;
-    w->window[0]   = l3__take_aligned(a, window, widths->align);
-    w->window[1]   = l3__take_aligned(a, widths->start ? window : 0, widths->align);
+    L3__PURPOSE(a, window);
+    w->window[0] = l3__take_aligned(a, window, widths->align);
+    w->window[1] = l3__take_aligned(a, widths->start ? window : 0, widths->align);
     for (uint32_t i = 0; i < n_layers; i++)
         if (layers[i].key_norm && row < layers[i].key_length) row = layers[i].key_length;
+    L3__PURPOSE(a, cache);
     for (uint32_t i = 0; i < n_layers; i++)
         if (!layers[i].rows.data && w->cache.size == 0)
             l3__cache_layout(a, &w->cache, w->config.cache, layers[i].vocab);
+    L3__PURPOSE(a, session);
     w->tokens = (int32_t *)l3__take(a, w->batch, sizeof(int32_t));
     w->order  = (uint32_t *)l3__take(a, n_layers ? w->batch : 0, sizeof(uint32_t));
     w->groups = (l3__group *)l3__take(a, n_layers ? w->batch : 0, sizeof(l3__group));
+    L3__PURPOSE(a, scratch);
     w->vector = (float *)l3__take(a, widths->vector, sizeof(float));
     w->row    = (float *)l3__take(a, row, sizeof(float));
     w->packed = (unsigned char *)l3__take(a, l3__most_packed(w, widths), 1);
@@ -4331,7 +4502,7 @@ L3_API size_t l3_work_size(const l3_lookup *layers, uint32_t n_layers, const l3_
 
 #ifndef L3_NO_STDIO
 L3_API l3_target l3_target_32(void) {
-    const l3_target t = {16, 4, 296, 280, 432, 288, 416, 144, 80}; /* tests/test_sizes.sh compares */
+    const l3_target t = {16, 4, 296, 360, 440, 288, 528, 144, 80}; /* tests/test_sizes.sh compares */
     return t;
 }
 

@@ -14,6 +14,9 @@
  *     l3_sample(sampler, l3_logits(session), &id, &err);         // the next token ...
  *     l3_decode(session, id, &err);                              // ... and what follows it
  *
+ * On a device: l3_decode_step() is a token in bounded pieces, l3_model_pin() keeps weights in RAM that is left over,
+ * l3_session_memory() says what each byte is for.
+ *
  * Whole programs: examples/generate.c, examples/flash_stream.c, examples/snapshot.c.
  *
  * A model is immutable and serves any number of sessions and threads; a session holds everything that changes (KV cache,
@@ -141,6 +144,15 @@ L3_API const l3_info *l3_model_info(const l3_model *model);
 L3_API const l3_lookup *l3_model_lookup(const l3_model *model, uint32_t i, uint32_t *block);
 /* Tensor i = 0, 1, ... of the file in a fixed order, its name of at most 63 bytes; NULL after the last. */
 L3_API const l3_tensor *l3_model_tensor(const l3_model *model, uint32_t i, char name[64]);
+/* Copies what is read for every token into RAM, where the source has no map: a byte given here saves reading a byte for each
+ * token (or batch of them). In this order: vectors and matrices, the smallest first, the last matrix as far as its rows have
+ * room; then the lookup layers' offsets and checksums. Tables are what l3_work_config.cache is for; an embedding that is not
+ * the head stays where it is, too. mem: size bytes aligned to L3_ALIGN, used as long as the model is. Call it before any
+ * session is made, several times if there are several pieces of RAM: each goes on where the last one ended. On L3_ERR_IO
+ * what was copied is used, and a later call goes on. */
+L3_API int l3_model_pin(l3_model *model, void *mem, size_t size, l3_error *err);
+/* How much of a budget of so many bytes l3_model_pin() would use; of SIZE_MAX: all that there is to pin. */
+L3_API size_t l3_model_pin_size(const l3_model *model, size_t budget);
 /* A hash of the metadata and of the first bytes of every tensor, which tells models apart. */
 L3_API int l3_model_fingerprint(const l3_model *model, uint64_t *fingerprint, l3_error *err);
 /* Reads the whole file once and compares every checksum that it has. L3_ERR_CHECKSUM with the place. */
@@ -152,6 +164,7 @@ L3_API int l3_model_verify(const l3_model *model, l3_error *err);
 typedef struct l3_session_config {
     uint32_t       context; /* positions kept; 0: what the model says. More than that is refused */
     int32_t        kv_type; /* l3_type of the KV cache: L3_F32 (0), L3_F16 or L3_Q8_0 */
+    uint32_t       step;    /* multiply-adds of one l3_decode_step(); 0: 16384 */
     l3_work_config work;    /* batch, window, cache, mode, threads, progress: see l3.h */
 } l3_session_config;
 
@@ -163,6 +176,13 @@ L3_API size_t l3_session_size(const l3_model *model, const l3_session_config *co
 /* l3_session_size() on another machine, exact if it gets at the file in the same way: what the model has mapped is mapped
  * there, what is read is read with the same source.align and start. */
 L3_API size_t l3_session_size_for(const l3_target *target, const l3_model *model, const l3_session_config *config);
+#endif
+/* The same by purpose, with what the model takes: the members of *memory from `session` on add up to the size, which is
+ * returned. */
+L3_API size_t l3_session_memory(const l3_model *model, const l3_session_config *config, l3_memory *memory);
+#ifndef L3_NO_STDIO
+L3_API size_t l3_session_memory_for(const l3_target *target, const l3_model *model, const l3_session_config *config,
+                                    l3_memory *memory);
 #endif
 /* The least config->work.window that works; 0 when everything is mapped. */
 L3_API size_t l3_session_window_min(const l3_model *model);
@@ -179,6 +199,30 @@ L3_API int l3_decode(l3_session *session, int32_t token, l3_error *err);
 /* Appends tokens[i] to sessions[i], for n different sessions of one model; weights are read once for up to work.batch of
  * sessions[0]. Results are those of n calls of l3_decode. On any error no session has moved. */
 L3_API int l3_decode_batch(l3_session *const *sessions, const int32_t *tokens, uint32_t n, l3_error *err);
+/* The same in pieces, for programs in which a watchdog, a radio or a scheduler lives beside the model: l3_decode_begin()
+ * appends n tokens, 1 <= n <= work.batch, and each l3_decode_step() does a bounded part of the work and returns
+ *     1: there is more to do;    0: done, l3_position() and l3_logits() are those after the last token;
+ *     an error: the session is where it was before l3_decode_begin(), and usable.
+ * Results are the same bits as those of n calls of l3_decode(); weights are read once for all n, and logits are computed
+ * for the last token only. Until the last step the position stays and logits are undefined; l3_session_hint() does nothing.
+ * Every other call that moves the session, and the next l3_decode_begin(), ends what was begun as if it had not been;
+ * l3_truncate(session, l3_position(session), NULL) does only that, and waits for a read that was started.
+ * L3_ERR_ARGUMENT if n is out of range, or for a step when nothing was begun; else as l3_prefill(). */
+L3_API int l3_decode_begin(l3_session *session, const int32_t *tokens, uint32_t n, l3_error *err);
+L3_API int l3_decode_step(l3_session *session, l3_error *err);
+
+/* What a step of a session does at most. */
+typedef struct l3_step_bound {
+    uint64_t products; /* multiply-adds, an exponential counting as 16: config.step, or one row of the widest matrix for
+                          every position of a batch where that is more. Beside them, what is done once an element of a
+                          vector of each position: a norm, a sum, a rotation */
+    uint64_t
+        read_bytes; /* asked of sources, their alignment included: the window, or a token's rows where they go to the
+                            cache at once; with the few bytes that say where rows lie */
+    uint32_t reads; /* calls of read or start */
+} l3_step_bound;
+L3_API l3_step_bound l3_session_step_bound(const l3_session *session);
+
 /* Logits (vocab,) after the last token; of the last call that succeeded, until the next call or l3_truncate. */
 L3_API const float *l3_logits(const l3_session *session);
 /* Tokens so far: the position of the next one. */
@@ -547,6 +591,7 @@ struct l3_model {
     l3_source      source, tables;
     l3__vocabulary vocabulary;
     uint64_t       file_checksum_at, data_start;
+    size_t         pinned;                         /* bytes given to l3_model_pin() that are in use */
     l3_tensor      embedding, output_norm, output; /* (vocab, dim), (1, dim), (vocab, dim) or absent */
     l3__block     *blocks;                         /* (n_blocks,) */
     l3_lookup     *lookups;                        /* (n_lookups,) */
@@ -1180,28 +1225,29 @@ L3__FN int l3__check_lookups(const l3_model *m, const l3_model_config *config, l
     return L3_OK;
 }
 
-L3__FN size_t l3__model_layout(l3_model *m, const l3__keys *k, const l3__target *target, void *base) {
+L3__FN size_t l3__model_layout(l3_model *m, const l3_info *x, const l3__target *target, l3_memory *memory, void *base) {
     l3__arena a = l3__arena_of(base, target);
+    a.memory    = memory;
+    L3__PURPOSE(&a, model);
     (void)l3__take(&a, 1, L3__BYTES_OF(&a, l3_model, model));
-    m->info          = k->info;
-    m->vocabulary    = k->vocabulary;
-    m->blocks        = (l3__block *)l3__take(&a, k->info.n_blocks, L3__BYTES_OF(&a, l3__block, block));
-    m->lookups       = (l3_lookup *)l3__take(&a, k->info.n_lookups, L3__BYTES_OF(&a, l3_lookup, lookup));
-    m->lookup_blocks = (uint32_t *)l3__take(&a, k->info.n_lookups, sizeof(uint32_t));
-    m->checkpoints   = (uint32_t *)l3__take(
-          &a, k->info.has_tokenizer ? (k->info.vocab + L3__CHECKPOINT - 1) / L3__CHECKPOINT : 0, sizeof(uint32_t));
+    m->blocks        = (l3__block *)l3__take(&a, x->n_blocks, L3__BYTES_OF(&a, l3__block, block));
+    m->lookups       = (l3_lookup *)l3__take(&a, x->n_lookups, L3__BYTES_OF(&a, l3_lookup, lookup));
+    m->lookup_blocks = (uint32_t *)l3__take(&a, x->n_lookups, sizeof(uint32_t));
+    L3__PURPOSE(&a, vocabulary);
+    m->checkpoints = (uint32_t *)l3__take(&a, x->has_tokenizer ? (x->vocab + L3__CHECKPOINT - 1) / L3__CHECKPOINT : 0,
+                                          sizeof(uint32_t));
     return l3__arena_size(&a);
 }
 
-L3__APART size_t l3__count_model(const l3__keys *k, const l3__target *target) {
+L3__APART size_t l3__count_model(const l3_info *x, const l3__target *target, l3_memory *memory) {
     l3_model m;
-    return l3__model_layout(&m, k, target, NULL);
+    return l3__model_layout(&m, x, target, memory, NULL);
 }
 
 L3__FN int l3__model_bytes(const l3_source *source, const l3__target *target, size_t *size, l3_error *err) {
     l3__keys  k;
     const int code = l3__scan_keys(&k, source, err);
-    if (code == L3_OK) *size = l3__count_model(&k, target);
+    if (code == L3_OK) *size = l3__count_model(&k.info, target, NULL);
     return code;
 }
 
@@ -1222,12 +1268,14 @@ L3_API int l3_model_open(l3_model **model, const l3_source *source, const l3_mod
     l3_model             *m          = (l3_model *)mem;
     const l3_gguf_visitor everything = {&k, l3__on_key, l3__on_string, l3__on_tensor, l3__on_data};
     int                   code       = l3__scan_keys(&k, source, err);
-    if (code == L3_OK) code = l3__check_block(mem, size, l3__count_model(&k, NULL), err);
+    if (code == L3_OK) code = l3__check_block(mem, size, l3__count_model(&k.info, NULL, NULL), err);
     if (code != L3_OK) return code;
-    memset(mem, 0, l3__count_model(&k, NULL));
-    (void)l3__model_layout(m, &k, NULL, mem);
-    m->source = *source;
-    m->tables = config && config->tables ? *config->tables : *source;
+    memset(mem, 0, l3__count_model(&k.info, NULL, NULL));
+    (void)l3__model_layout(m, &k.info, NULL, NULL, mem);
+    m->info       = k.info;
+    m->vocabulary = k.vocabulary;
+    m->source     = *source;
+    m->tables     = config && config->tables ? *config->tables : *source;
     if (m->tables.size != m->source.size)
         return l3__fail(err, L3_ERR_ARGUMENT, 0,
                         "config.tables has %U bytes, the source %U; the same bytes are expected", m->tables.size,
@@ -1272,6 +1320,84 @@ L3__FN int l3__each_piece(l3__reader *r, uint64_t from, uint64_t to, void (*piec
         from += n;
     }
     return L3_OK;
+}
+
+/* A tensor that could be pinned. */
+typedef struct l3__pin {
+    l3_tensor *tensor;
+    uint32_t   place; /* its number among all places, then the lookups' checksums */
+    uint64_t   rank;  /* what goes first has less: its bytes, and what is read a few bytes at a time after all others */
+} l3__pin;
+
+/* What is not read for every token as a whole, or is in memory, or is pinned in part, has no rank. */
+L3__FN uint64_t l3__pin_rank(const l3_model *m, const l3_tensor *t, bool rows) {
+    if (!t->source || t->data || rows || (t == &m->embedding && !m->info.tied_head)) return 0;
+    return l3__tensor_bytes(t) + (t->type == L3_I32 ? UINT64_MAX / 2 : 0);
+}
+
+/* The next tensor after *pin, the least rank first and of equals the first place; false after the last. */
+L3__FN bool l3__next_pin(const l3_model *m, l3__pin *pin) {
+    const l3__pin before = *pin;
+    l3__place     p;
+    pin->tensor = NULL;
+    for (uint32_t i = 0, sums = 0;; i++) {
+        const bool place = l3__place_at(m, i, &p);
+        if (!place && sums == m->info.n_lookups) return pin->tensor != NULL;
+        l3_tensor     *t    = place ? p.tensor : &m->lookups[sums++].checksums;
+        const uint64_t rank = l3__pin_rank(m, t, place && p.slot->rows == L3__V);
+        if (rank < before.rank || rank == 0 || (rank == before.rank && i <= before.place)) continue;
+        if (pin->tensor && rank >= pin->rank) continue;
+        pin->tensor = t, pin->rank = rank, pin->place = i;
+    }
+}
+
+/* Takes room for the next tensor out of size bytes: how many of its rows fit. */
+L3__FN uint32_t l3__take_pin(l3__arena *a, const l3_tensor *t, size_t size, unsigned char **to) {
+    const uint64_t row = l3__tensor_bytes(t) / t->rows, used = (a->used + L3_ALIGN - 1) / L3_ALIGN * L3_ALIGN;
+    const uint64_t fits = used < size ? (size - used) / row : 0;
+    const uint32_t rows = fits < t->rows ? (uint32_t)fits : t->rows;
+    if (rows) *to = (unsigned char *)l3__take(a, rows, row);
+    return rows;
+}
+
+L3_API size_t l3_model_pin_size(const l3_model *m, size_t budget) {
+    l3__arena      a    = l3__arena_of(NULL, NULL);
+    l3__pin        pin  = {NULL, 0, 0};
+    unsigned char *to   = NULL;
+    bool           more = true;
+    while (more && l3__next_pin(m, &pin)) more = l3__take_pin(&a, pin.tensor, budget, &to) == pin.tensor->rows;
+    return l3__arena_size(&a);
+}
+
+typedef struct l3__copying {
+    unsigned char *to;
+    uint32_t       crc;
+} l3__copying;
+
+L3__FN void l3__copy_piece(void *user, const uint8_t *p, size_t n) {
+    l3__copying *c = (l3__copying *)user;
+    memcpy(c->to, p, n);
+    c->crc = l3_crc32(c->crc, c->to, n);
+    c->to += n;
+}
+
+L3_API int l3_model_pin(l3_model *m, void *mem, size_t size, l3_error *err) {
+    l3__stack_buffer buffer;
+    l3__reader       r    = l3__stack_reader(&m->source, &buffer);
+    l3__arena        a    = l3__arena_of(mem, NULL);
+    l3__pin          pin  = {NULL, 0, 0};
+    int              code = size ? l3__check_block(mem, size, size, err) : L3_OK;
+    while (code == L3_OK && size && l3__next_pin(m, &pin)) {
+        l3_tensor     *t    = pin.tensor;
+        unsigned char *to   = NULL;
+        const uint32_t rows = l3__take_pin(&a, t, size, &to);
+        const uint64_t n    = l3__tensor_bytes(t) / t->rows * rows;
+        l3__copying    copy = {to, 0};
+        if (rows) code = l3__each_piece(&r, t->offset, t->offset + n, l3__copy_piece, &copy, err);
+        if (rows && code == L3_OK) t->data = to, t->pinned = rows < t->rows ? rows : 0, m->pinned += (size_t)n;
+        if (rows < t->rows) break;
+    }
+    return code;
 }
 
 /* FNV-1a, 64 bits. */
@@ -1346,6 +1472,12 @@ L3_API int l3_model_verify(const l3_model *m, l3_error *err) {
 
 /* >>layout -------------------------------------------------------------------------------------------------------- */
 
+/* Where the online softmax over a text is. */
+typedef struct l3__softmax {
+    uint32_t at; /* keys that are done */
+    float    peak, total;
+} l3__softmax;
+
 struct l3_session {
     const l3_model   *model;
     l3_session_config config; /* context and kv_type settled */
@@ -1360,6 +1492,13 @@ struct l3_session {
     l3_session **owner;
     uint32_t    *at;     /* position in the owner's text */
     float      **wanted; /* where this position's logits go, or NULL */
+
+    /* How far it is. */
+    int         stage; /* l3__pass_stage */
+    uint32_t    n;     /* positions; from L3__PASS_HEAD on, those whose logits are wanted */
+    uint32_t    block, lookup;
+    uint32_t    unit;    /* how much of the stage is done: positions, heads, elements or rows */
+    l3__softmax softmax; /* of a head that attends in pieces */
 
     /* Scratch, (batch, ...). */
     float *x, *normed, *out;     /* dim */
@@ -1430,32 +1569,39 @@ L3__FN void l3__session_scratch(l3__arena *a, l3_session *s) {
 
 /* Size and init in one: with base NULL it only counts. 0: the configuration cannot work. */
 L3__FN size_t l3__session_layout(l3_session *s, const l3_model *m, const l3_session_config *config,
-                                 const l3__target *target, void *base) {
+                                 const l3__target *target, l3_memory *memory, void *base) {
     const l3_info   *x      = &m->info;
     const l3__widths widths = l3__model_widths(m);
     l3__arena        a      = l3__arena_of(base, target);
     const size_t     word   = L3__BYTES_OF(&a, void *, pointer);
     uint64_t         kv;
+    a.memory = memory;
+    L3__PURPOSE(&a, session);
     (void)l3__take(&a, 1, L3__BYTES_OF(&a, l3_session, session));
     memset(s, 0, sizeof *s);
     s->model = m;
     if (config) s->config = *config;
     if (s->config.context == 0) s->config.context = x->context;
+    if (s->config.step == 0) s->config.step = 16384;
     s->kv_row = l3__kv_row_bytes(s->config.kv_type, x->head_dim);
     if (!l3__work_layout(&a, &s->work, m->lookups, x->n_lookups, &s->config.work, &widths)) return 0;
     const uint64_t batch = s->work.batch;
     if (!l3__mul((uint64_t)x->n_blocks * x->n_kv_heads * 2 * s->kv_row, s->config.context, &kv)) return 0;
-    s->kv         = (unsigned char *)l3__take(&a, kv, 1);
-    s->logits     = (float *)l3__take(&a, x->vocab, sizeof(float));
+    L3__PURPOSE(&a, kv);
+    s->kv = (unsigned char *)l3__take(&a, kv, 1);
+    L3__PURPOSE(&a, logits);
+    s->logits = (float *)l3__take(&a, x->vocab, sizeof(float));
+    L3__PURPOSE(&a, session);
     s->rope_rates = (double *)l3__take(&a, x->rope_dims / 2, sizeof(double));
     s->owner      = (l3_session **)l3__take(&a, batch, word);
     s->at         = (uint32_t *)l3__take(&a, batch, sizeof(uint32_t));
     s->wanted     = (float **)l3__take(&a, batch, word);
-    s->x          = (float *)l3__take(&a, batch * x->dim, sizeof(float));
-    s->normed     = (float *)l3__take(&a, batch * x->dim, sizeof(float));
-    s->out        = (float *)l3__take(&a, batch * x->dim, sizeof(float));
-    s->rope_sin   = (float *)l3__take(&a, batch * (x->rope_dims / 2), sizeof(float));
-    s->rope_cos   = (float *)l3__take(&a, batch * (x->rope_dims / 2), sizeof(float));
+    L3__PURPOSE(&a, scratch);
+    s->x        = (float *)l3__take(&a, batch * x->dim, sizeof(float));
+    s->normed   = (float *)l3__take(&a, batch * x->dim, sizeof(float));
+    s->out      = (float *)l3__take(&a, batch * x->dim, sizeof(float));
+    s->rope_sin = (float *)l3__take(&a, batch * (x->rope_dims / 2), sizeof(float));
+    s->rope_cos = (float *)l3__take(&a, batch * (x->rope_dims / 2), sizeof(float));
     l3__session_scratch(&a, s);
     return l3__arena_size(&a);
 }
@@ -1480,19 +1626,40 @@ L3__FN int l3__check_session(const l3_model *m, const l3_session_config *c, l3_e
 
 L3_API size_t l3_session_size(const l3_model *m, const l3_session_config *config) {
     l3_session s;
-    return l3__check_session(m, config, NULL) == L3_OK ? l3__session_layout(&s, m, config, NULL, NULL) : 0;
+    return l3__check_session(m, config, NULL) == L3_OK ? l3__session_layout(&s, m, config, NULL, NULL, NULL) : 0;
 }
 
 #ifndef L3_NO_STDIO
-L3_API size_t l3_session_size_for(const l3_target *target, const l3_model *m, const l3_session_config *config) {
+L3__FN size_t l3__session_for(const l3_target *target, const l3_model *m, const l3_session_config *config,
+                              l3_memory *memory) {
     l3_session        s;
     l3_session_config c;
     memset(&c, 0, sizeof c);
     if (config) c = *config;
     c.work = l3__config_for(&c.work);
-    return l3__check_session(m, &c, NULL) == L3_OK ? l3__session_layout(&s, m, &c, target, NULL) : 0;
+    return l3__check_session(m, &c, NULL) == L3_OK ? l3__session_layout(&s, m, &c, target, memory, NULL) : 0;
+}
+
+L3_API size_t l3_session_size_for(const l3_target *target, const l3_model *m, const l3_session_config *config) {
+    return l3__session_for(target, m, config, NULL);
+}
+
+L3_API size_t l3_session_memory_for(const l3_target *target, const l3_model *m, const l3_session_config *config,
+                                    l3_memory *memory) {
+    memset(memory, 0, sizeof *memory);
+    (void)l3__count_model(&m->info, target, memory);
+    memory->pinned = m->pinned;
+    return l3__session_for(target, m, config, memory);
 }
 #endif
+
+L3_API size_t l3_session_memory(const l3_model *m, const l3_session_config *config, l3_memory *memory) {
+    l3_session s;
+    memset(memory, 0, sizeof *memory);
+    (void)l3__count_model(&m->info, NULL, memory);
+    memory->pinned = m->pinned;
+    return l3__check_session(m, config, NULL) == L3_OK ? l3__session_layout(&s, m, config, NULL, memory, NULL) : 0;
+}
 
 L3_API int l3_session_init(l3_session **session, const l3_model *m, const l3_session_config *config, void *mem,
                            size_t size, l3_error *err) {
@@ -1501,7 +1668,7 @@ L3_API int l3_session_init(l3_session **session, const l3_model *m, const l3_ses
     if (code != L3_OK) return code;
     l3_session    *s = (l3_session *)mem;
     const l3_info *x = &m->info;
-    (void)l3__session_layout(s, m, config, NULL, mem);
+    (void)l3__session_layout(s, m, config, NULL, NULL, mem);
     l3__work_reset(&s->work);
     for (uint32_t i = 0; i < x->rope_dims / 2; i++)
         s->rope_rates[i] = l3__exp(-2.0 * i / x->rope_dims * l3__log(x->rope_base));
@@ -1512,12 +1679,13 @@ L3_API int l3_session_init(l3_session **session, const l3_model *m, const l3_ses
 
 /* >>attention ----------------------------------------------------------------------------------------------------- */
 
-/* Sines and cosines for every position of the pass (RoPE: Su et al. 2021). */
-L3__FN void l3__rope_tables(l3_session *s, uint32_t n) {
-    const size_t half = s->model->info.rope_dims / 2;
-    for (uint32_t p = 0; p < n; p++)
-        for (size_t i = 0; i < half; i++)
-            l3__sincos(s->at[p] * s->rope_rates[i], &s->rope_sin[p * half + i], &s->rope_cos[p * half + i]);
+/* Sines and cosines for one position of the pass (RoPE: Su et al. 2021). */
+L3__FN int l3__rope_table(l3_session *s) {
+    const size_t   half = s->model->info.rope_dims / 2;
+    const uint32_t p    = s->unit++;
+    for (size_t i = 0; i < half; i++)
+        l3__sincos(s->at[p] * s->rope_rates[i], &s->rope_sin[p * half + i], &s->rope_cos[p * half + i]);
+    return s->unit < s->n ? L3__MORE : L3_OK;
 }
 
 /* Rotates adjacent pairs of the first rope_dims of each head; x (n_heads, head_dim) of pass position p. */
@@ -1543,8 +1711,9 @@ L3__FN void l3__store_kv(const l3_session *s, uint32_t block, uint32_t p) {
     }
 }
 
-/* One head of one position over all positions up to its own, tile by tile. */
-L3__FN void l3__attend(const l3_session *s, uint32_t block, uint32_t p, uint32_t h) {
+/* One head of one position over the positions up to its own, tile by tile: at most `tiles` from a->at on. The result is
+ * complete when a->at has passed its own position. */
+L3__FN void l3__attend(const l3_session *s, uint32_t block, uint32_t p, uint32_t h, l3__softmax *a, uint32_t tiles) {
     const l3_info       *x     = &s->model->info;
     const l3_session    *owner = s->owner[p];
     const uint32_t       n = s->at[p] + 1, kv_head = h / (x->n_heads / x->n_kv_heads);
@@ -1554,9 +1723,14 @@ L3__FN void l3__attend(const l3_session *s, uint32_t block, uint32_t p, uint32_t
     const float          scale  = 1.0f / l3__sqrtf((float)x->head_dim);
     const l3__kernels   *k      = s->work.kernels;
     const l3__matmul_fn  scores = k->matmul[l3__type_index(owner->config.kv_type)];
-    float                w[L3__TILE], peak = l3__as_float(0xff800000u), total = 0;
-    memset(out, 0, x->head_dim * sizeof *out);
-    for (uint32_t t = 0; t < n; t += L3__TILE) {
+    float                w[L3__TILE], peak = a->peak, total = a->total;
+    uint32_t             t = a->at;
+    if (t == 0) {
+        peak  = l3__as_float(0xff800000u);
+        total = 0;
+        memset(out, 0, x->head_dim * sizeof *out);
+    }
+    for (; t < n && tiles > 0; t += L3__TILE, tiles--) {
         const uint32_t count = n - t < L3__TILE ? n - t : L3__TILE;
         const size_t   skip  = t * owner->kv_row;
         scores(keys + skip, owner->kv_row, count, x->head_dim, q, 0, 1, w, 0);
@@ -1570,7 +1744,8 @@ L3__FN void l3__attend(const l3_session *s, uint32_t block, uint32_t p, uint32_t
         total += k->exp_scores(w, peak);
         k->weigh_rows(owner->config.kv_type, values + skip, owner->kv_row, w, count, out, x->head_dim);
     }
-    for (uint32_t i = 0; i < x->head_dim; i++) out[i] /= total;
+    a->at = t, a->peak = peak, a->total = total;
+    for (uint32_t i = 0; t >= n && i < x->head_dim; i++) out[i] /= total;
 }
 
 #define L3__QUERIES 48u /* positions that share the unpacking of keys and values, where attention goes by tiles */
@@ -1673,7 +1848,8 @@ L3__FN void l3__attend_piece(void *arg, uint32_t i) {
         return;
     }
 #endif
-    l3__attend(j->session, j->block, i / n_heads, i % n_heads);
+    l3__softmax a = {0, 0, 0};
+    l3__attend(j->session, j->block, i / n_heads, i % n_heads, &a, UINT32_MAX);
 }
 
 /* Every head of n positions: small passes stay on this thread. */
@@ -1690,6 +1866,21 @@ L3__FN void l3__attend_all(const l3_session *s, uint32_t block, uint32_t n) {
             l3__attend_piece, &j);
 }
 
+/* All of it, or as many tiles of one head as make a piece. */
+L3__FN int l3__attend_some(l3_session *s) {
+    const l3_info *x     = &s->model->info;
+    const uint32_t heads = s->n * x->n_heads, p = s->unit / x->n_heads;
+    if (!l3__in_pieces(&s->work)) {
+        l3__attend_all(s, s->block, s->n);
+        return L3_OK;
+    }
+    const uint32_t tiles = (s->at[p] - s->softmax.at) / L3__TILE + 1;
+    l3__attend(s, s->block, p, s->unit % x->n_heads, &s->softmax,
+               l3__allowed(&s->work, tiles, L3__TILE * (2 * (uint64_t)x->head_dim + L3__EXP_COST)));
+    if (s->softmax.at > s->at[p]) s->softmax.at = 0, s->unit++;
+    return s->unit < heads ? L3__MORE : L3_OK;
+}
+
 /* >>blocks -------------------------------------------------------------------------------------------------------- */
 
 /* out (n, dim) = rms(x) * weight. */
@@ -1702,90 +1893,176 @@ L3__FN int l3__norm_all(l3_session *s, const l3_tensor *weight, const float *x, 
     return code;
 }
 
-/* x += attention(norm(x)) */
-L3__FN int l3__attention_layer(l3_session *s, uint32_t b, uint32_t n, l3_error *err) {
-    const l3_info    *x = &s->model->info;
-    const l3__block  *w = &s->model->blocks[b];
-    const uint32_t    d = x->dim, q_dim = x->n_heads * x->head_dim, kv_dim = x->n_kv_heads * x->head_dim;
-    int               code   = l3__norm_all(s, &w->attn_norm, s->x, n, s->normed, err);
-    const l3__product qkv[3] = {{&w->attn_q, s->q, q_dim}, {&w->attn_k, s->k, kv_dim}, {&w->attn_v, s->v, kv_dim}};
-    if (code == L3_OK) code = l3__matmuls(&s->work, qkv, 3, s->normed, d, n, err);
-    if (code != L3_OK) return code;
-    for (uint32_t p = 0; p < n; p++) {
-        l3__rope(s, s->q + (size_t)p * q_dim, x->n_heads, p);
-        l3__rope(s, s->k + (size_t)p * kv_dim, x->n_kv_heads, p);
-        l3__store_kv(s, b, p);
-    }
-    l3__attend_all(s, b, n);
-    code = l3__matmul(&s->work, &w->attn_output, s->attended, q_dim, n, s->out, d, err);
-    if (code == L3_OK) s->work.kernels->add_scaled(s->x, s->out, 1.0f, (size_t)n * d);
+/* The embedding of one position. */
+L3__FN int l3__embed(l3_session *s, l3_error *err) {
+    const uint32_t p    = s->unit++;
+    const int      code = l3__load_row(&s->work, &s->model->embedding, (uint32_t)s->work.tokens[p],
+                                       s->x + (size_t)p * s->model->info.dim, err);
+    return code == L3_OK && s->unit < s->n ? L3__MORE : code;
+}
+
+L3__FN int l3__qkv(l3_session *s, l3_error *err) {
+    const l3_info    *x     = &s->model->info;
+    const l3__block  *w     = &s->model->blocks[s->block];
+    const uint32_t    q_dim = x->n_heads * x->head_dim, kv_dim = x->n_kv_heads * x->head_dim;
+    const l3__product products[3] = {{&w->attn_q, s->q, q_dim}, {&w->attn_k, s->k, kv_dim}, {&w->attn_v, s->v, kv_dim}};
+    return l3__matmuls(&s->work, products, 3, s->normed, x->dim, s->n, err);
+}
+
+/* Queries and keys of one position are rotated, keys and values stored. */
+L3__FN int l3__rope_and_store(l3_session *s) {
+    const l3_info *x = &s->model->info;
+    const uint32_t p = s->unit++;
+    l3__rope(s, s->q + (size_t)p * x->n_heads * x->head_dim, x->n_heads, p);
+    l3__rope(s, s->k + (size_t)p * x->n_kv_heads * x->head_dim, x->n_kv_heads, p);
+    l3__store_kv(s, s->block, p);
+    return s->unit < s->n ? L3__MORE : L3_OK;
+}
+
+/* x += matrix times y (n, cols). */
+L3__FN int l3__add_product(l3_session *s, const l3_tensor *matrix, const float *y, l3_error *err) {
+    const uint32_t d    = s->model->info.dim;
+    const int      code = l3__matmul(&s->work, matrix, y, matrix->cols, s->n, s->out, d, err);
+    if (code == L3_OK) s->work.kernels->add_scaled(s->x, s->out, 1.0f, (size_t)s->n * d);
     return code;
 }
 
-/* x += down(silu(gate(norm(x))) * up(norm(x))): SwiGLU (Shazeer 2020). */
-L3__FN int l3__feed_forward(l3_session *s, uint32_t b, uint32_t n, l3_error *err) {
-    const l3__block  *w = &s->model->blocks[b];
-    const uint32_t    d = s->model->info.dim, f = s->model->info.ffn_dim;
-    int               code       = l3__norm_all(s, &w->ffn_norm, s->x, n, s->normed, err);
-    const l3__product gate_up[2] = {{&w->ffn_gate, s->gate, f}, {&w->ffn_up, s->up, f}};
-    if (code == L3_OK) code = l3__matmuls(&s->work, gate_up, 2, s->normed, d, n, err);
-    if (code == L3_OK) s->work.kernels->swiglu(s->gate, s->up, (size_t)n * f);
-    if (code == L3_OK) code = l3__matmul(&s->work, &w->ffn_down, s->gate, f, n, s->out, d, err);
-    if (code == L3_OK) s->work.kernels->add_scaled(s->x, s->out, 1.0f, (size_t)n * d);
-    return code;
+L3__FN int l3__gate_up(l3_session *s, l3_error *err) {
+    const l3__block  *w           = &s->model->blocks[s->block];
+    const uint32_t    f           = s->model->info.ffn_dim;
+    const l3__product products[2] = {{&w->ffn_gate, s->gate, f}, {&w->ffn_up, s->up, f}};
+    return l3__matmuls(&s->work, products, 2, s->normed, s->model->info.dim, s->n, err);
 }
 
-/* Logits of the n rows of s->normed, which go to targets[i] (vocab,). Several positions share each read of the weights:
- * the head runs over as many of its rows at a time as the feed-forward's scratch holds results for. */
-L3__FN int l3__head(l3_session *s, float *const *targets, uint32_t n, l3_error *err) {
-    const l3_model *m = s->model;
-    const uint32_t  d = m->info.dim, vocab = m->info.vocab, step = m->info.ffn_dim;
-    l3_tensor       part  = m->info.tied_head ? m->embedding : m->output;
-    const uint64_t  bytes = l3_row_bytes(part.type, part.cols);
-    if (n == 1) return l3__matmul(&s->work, &part, s->normed, d, 1, targets[0], vocab, err);
-    for (uint32_t r = 0; r < vocab; r += part.rows) {
-        part.rows      = vocab - r < step ? vocab - r : step;
-        const int code = l3__matmul(&s->work, &part, s->normed, d, n, s->gate, step, err);
-        if (code != L3_OK) return code;
-        for (uint32_t p = 0; p < n; p++) memcpy(targets[p] + r, s->gate + (size_t)p * step, part.rows * sizeof(float));
-        part.offset += part.rows * bytes;
-        if (part.data) part.data = (const uint8_t *)part.data + part.rows * bytes;
-    }
-    return L3_OK;
+/* gate = silu(gate) * up: SwiGLU (Shazeer 2020). */
+L3__FN int l3__swiglu_some(l3_session *s) {
+    const size_t all = (size_t)s->n * s->model->info.ffn_dim, left = all - s->unit;
+    const size_t n = l3__allowed(&s->work, left < UINT32_MAX ? (uint32_t)left : UINT32_MAX, L3__EXP_COST);
+    s->work.kernels->swiglu(s->gate + s->unit, s->up + s->unit, n);
+    s->unit += (uint32_t)n;
+    return s->unit < all ? L3__MORE : L3_OK;
 }
 
-/* The final norm and the head for the positions whose logits are wanted. */
-L3__FN int l3__logits_of(l3_session *s, uint32_t n, l3_error *err) {
+/* The final norm of the positions whose logits are wanted; s->n becomes their number. */
+L3__FN int l3__final_norm(l3_session *s, l3_error *err) {
     const uint32_t d      = s->model->info.dim;
     uint32_t       wanted = 0;
-    for (uint32_t p = 0; p < n; p++) {
+    for (uint32_t p = 0; p < s->n; p++) {
         if (!s->wanted[p]) continue;
         s->wanted[wanted] = s->wanted[p];
         if (wanted != p) memcpy(s->x + (size_t)wanted * d, s->x + (size_t)p * d, d * sizeof(float));
         wanted++;
     }
-    if (wanted == 0) return L3_OK;
-    const int code = l3__norm_all(s, &s->model->output_norm, s->x, wanted, s->normed, err);
-    return code == L3_OK ? l3__head(s, s->wanted, wanted, err) : code;
+    s->n = wanted;
+    return wanted ? l3__norm_all(s, &s->model->output_norm, s->x, wanted, s->normed, err) : L3_OK;
 }
 
-/* One pass over n <= batch positions, which owner, at and wanted describe. */
-L3__FN int l3__pass(l3_session *s, const int32_t *tokens, uint32_t n, l3_error *err) {
-    const l3_model *m    = s->model;
-    uint32_t        next = 0; /* lookup layer */
-    int             code = l3_lookup_begin(&s->work, tokens, n, err);
-    for (uint32_t p = 0; code == L3_OK && p < n; p++)
-        code = l3__load_row(&s->work, &m->embedding, (uint32_t)tokens[p], s->x + (size_t)p * m->info.dim, err);
-    if (code == L3_OK) l3__rope_tables(s, n);
-    for (uint32_t b = 0; code == L3_OK && b < m->info.n_blocks; b++) {
+/* Logits of the n rows of s->normed, which go to wanted[i] (vocab,). Several positions share each read of the weights: the
+ * head runs over as many of its rows at a time as the feed-forward's scratch holds results for. */
+L3__FN int l3__head(l3_session *s, l3_error *err) {
+    const l3_model  *m    = s->model;
+    const l3_tensor *head = m->info.tied_head ? &m->embedding : &m->output;
+    const uint32_t   d = m->info.dim, vocab = m->info.vocab, step = m->info.ffn_dim, left = vocab - s->unit;
+    if (s->n == 0) return L3_OK;
+    if (s->n == 1) return l3__matmul(&s->work, head, s->normed, d, 1, s->wanted[0], vocab, err);
+    const l3_tensor part = l3__rows_of(head, s->unit, left < step ? left : step);
+    const int       code = l3__matmul(&s->work, &part, s->normed, d, s->n, s->gate, step, err);
+    if (code != L3_OK) return code;
+    for (uint32_t p = 0; p < s->n; p++)
+        memcpy(s->wanted[p] + s->unit, s->gate + (size_t)p * step, part.rows * sizeof(float));
+    s->unit += part.rows;
+    return s->unit < vocab ? L3__MORE : L3_OK;
+}
+
+typedef enum l3__pass_stage {
+    L3__PASS_IDLE,
+    L3__PASS_EMBED,
+    L3__PASS_ROPE_TABLES,
+    L3__PASS_ATTN_NORM, /* a block begins */
+    L3__PASS_QKV,
+    L3__PASS_ROPE,
+    L3__PASS_ATTEND,
+    L3__PASS_ATTN_OUTPUT,
+    L3__PASS_FFN_NORM,
+    L3__PASS_GATE_UP,
+    L3__PASS_SWIGLU,
+    L3__PASS_DOWN,
+    L3__PASS_LOOKUP, /* and ends */
+    L3__PASS_FINAL_NORM,
+    L3__PASS_HEAD
+} l3__pass_stage;
+
+/* Gives up the pass under way, if there is one. */
+L3__FN void l3__pass_drop(l3_session *s) {
+    l3__chunks_drop(&s->work);
+    s->stage = L3__PASS_IDLE;
+}
+
+/* Begins a pass over n <= batch positions, which owner, at and wanted describe. */
+L3__FN int l3__pass_begin(l3_session *s, const int32_t *tokens, uint32_t n, uint64_t most, l3_error *err) {
+    s->stage       = L3__PASS_IDLE;
+    s->work.most   = most;
+    const int code = l3_lookup_begin(&s->work, tokens, n, err);
+    if (code != L3_OK) return code;
+    s->stage = L3__PASS_EMBED;
+    s->n     = n;
+    s->block = s->lookup = s->unit = s->softmax.at = 0;
+    return L3_OK;
+}
+
+L3__FN int l3__block_stage(l3_session *s, l3_error *err) {
+    const l3_model  *m = s->model;
+    const l3__block *w = &m->blocks[s->block];
+    int              code;
+    switch (s->stage) {
+    case L3__PASS_ATTN_NORM:
         code = l3__check_progress(&s->work, err);
-        if (code == L3_OK) code = l3__attention_layer(s, b, n, err);
-        if (code == L3_OK) code = l3__feed_forward(s, b, n, err);
-        if (code == L3_OK && next < m->info.n_lookups && m->lookup_blocks[next] == b)
-            code = l3_lookup_forward(&s->work, next++, s->x, err);
+        return code == L3_OK ? l3__norm_all(s, &w->attn_norm, s->x, s->n, s->normed, err) : code;
+    case L3__PASS_QKV: return l3__qkv(s, err);
+    case L3__PASS_ROPE: return l3__rope_and_store(s);
+    case L3__PASS_ATTEND: return l3__attend_some(s);
+    case L3__PASS_ATTN_OUTPUT: return l3__add_product(s, &w->attn_output, s->attended, err);
+    case L3__PASS_FFN_NORM: return l3__norm_all(s, &w->ffn_norm, s->x, s->n, s->normed, err);
+    case L3__PASS_GATE_UP: return l3__gate_up(s, err);
+    case L3__PASS_SWIGLU: return l3__swiglu_some(s);
+    case L3__PASS_DOWN: return l3__add_product(s, &w->ffn_down, s->gate, err);
+    default:
+        if (s->lookup == m->info.n_lookups || m->lookup_blocks[s->lookup] != s->block) return L3_OK;
+        code = l3__lookup_piece(&s->work, s->lookup, s->x, err);
+        if (code == L3_OK) s->lookup++;
+        return code;
     }
-    if (code == L3_OK) code = l3__logits_of(s, n, err);
-    if (code != L3_OK) l3__chunk_drop(&s->work, &s->work.ahead);
+}
+
+L3__FN int l3__pass_stage_run(l3_session *s, l3_error *err) {
+    switch (s->stage) {
+    case L3__PASS_EMBED: return l3__embed(s, err);
+    case L3__PASS_ROPE_TABLES: return l3__rope_table(s);
+    case L3__PASS_FINAL_NORM: return l3__final_norm(s, err);
+    case L3__PASS_HEAD: return l3__head(s, err);
+    default: return l3__block_stage(s, err);
+    }
+}
+
+/* Runs a piece of the pass: L3__MORE until all are done. */
+L3__FN int l3__pass_piece(l3_session *s, l3_error *err) {
+    const int code = l3__pass_stage_run(s, err);
+    if (code == L3__MORE) return code;
+    if (code != L3_OK || s->stage == L3__PASS_HEAD) {
+        l3__pass_drop(s);
+        return code;
+    }
+    s->unit = 0;
+    if (s->stage == L3__PASS_LOOKUP && ++s->block < s->model->info.n_blocks) s->stage = L3__PASS_ATTN_NORM;
+    else s->stage++;
+    return L3__MORE;
+}
+
+/* A whole pass: all its pieces, each as large as it can be. */
+L3__FN int l3__pass(l3_session *s, const int32_t *tokens, uint32_t n, l3_error *err) {
+    int code = l3__pass_begin(s, tokens, n, UINT64_MAX, err);
+    if (code == L3_OK) code = L3__MORE;
+    while (code == L3__MORE) code = l3__pass_piece(s, err);
     return code;
 }
 
@@ -1830,6 +2107,30 @@ L3_API int l3_prefill(l3_session *s, const int32_t *tokens, uint32_t n, float *a
 
 L3_API int l3_decode(l3_session *s, int32_t token, l3_error *err) { return l3_prefill(s, &token, 1, NULL, err); }
 
+L3_API int l3_decode_begin(l3_session *s, const int32_t *tokens, uint32_t n, l3_error *err) {
+    l3__pass_drop(s);
+    if (n == 0 || n > s->work.batch)
+        return l3__fail(err, L3_ERR_ARGUMENT, 0, "%u tokens; from 1 to the batch of %u is right", n, s->work.batch);
+    int code = l3__check_room(s, n, err);
+    if (code == L3_OK) code = l3__check_tokens(s->model, tokens, n, err);
+    if (code != L3_OK) return code;
+    for (uint32_t p = 0; p < n; p++) {
+        s->owner[p]  = s;
+        s->at[p]     = s->position + p;
+        s->wanted[p] = p + 1 == n ? s->logits : NULL;
+    }
+    s->work.prefill = false; /* as if each came alone */
+    return l3__pass_begin(s, tokens, n, s->config.step, err);
+}
+
+L3_API int l3_decode_step(l3_session *s, l3_error *err) {
+    if (s->stage == L3__PASS_IDLE) return l3__fail(err, L3_ERR_ARGUMENT, 0, "no l3_decode_begin, or it was ended");
+    const uint32_t n    = s->work.n;
+    const int      code = l3__pass_piece(s, err);
+    if (code == L3_OK) s->position += n;
+    return code;
+}
+
 L3_API int l3_decode_batch(l3_session *const *sessions, const int32_t *tokens, uint32_t n, l3_error *err) {
     if (n == 0) return l3__fail(err, L3_ERR_ARGUMENT, 0, "no sessions were given");
     l3_session    *lead  = sessions[0];
@@ -1842,6 +2143,7 @@ L3_API int l3_decode_batch(l3_session *const *sessions, const int32_t *tokens, u
             if (sessions[j] == sessions[i]) return l3__fail(err, L3_ERR_ARGUMENT, 0, "session %u is given twice", i);
         code = l3__check_room(sessions[i], 1, err);
     }
+    for (uint32_t i = 0; code == L3_OK && i < n; i++) l3__pass_drop(sessions[i]);
     for (uint32_t i = 0; code == L3_OK && i < n; i += batch) {
         const uint32_t count = n - i < batch ? n - i : batch;
         for (uint32_t p = 0; p < count; p++) {
@@ -1856,6 +2158,37 @@ L3_API int l3_decode_batch(l3_session *const *sessions, const int32_t *tokens, u
     return code;
 }
 
+/* Bytes that a read of n bytes of a tensor asks its source for at most; 0 where they are in memory. */
+L3__FN uint64_t l3__most_read(const l3_tensor *t, uint64_t n) {
+    const uint32_t align = l3__align_of(t->source);
+    return !l3__present(t) || l3__in_memory(t) ? 0 : l3__window_for(t->source, n) & ~(uint64_t)(align - 1);
+}
+
+L3_API l3_step_bound l3_session_step_bound(const l3_session *s) {
+    const l3_model  *m        = s->model;
+    const l3__widths x        = l3__model_widths(m);
+    uint64_t         products = L3__TILE * (2 * (uint64_t)m->info.head_dim + L3__EXP_COST), index = 0;
+    uint64_t         rows = s->work.window_size;
+    l3_step_bound    b;
+    if (products < s->config.step) products = s->config.step;
+    for (int i = 0; i < L3__N_TYPES; i++)
+        if (products < (uint64_t)s->work.batch * x.cols[i]) products = (uint64_t)s->work.batch * x.cols[i];
+    for (uint32_t i = 0; i < m->info.n_lookups; i++) {
+        const l3_lookup *l   = &m->lookups[i];
+        const uint64_t   row = s->work.batch * l3__row_products(l), lies = l3__most_read(&l->offsets, 8);
+        uint64_t         block = l3__most_read(&l->rows, l3_row_bytes(l->rows.type, l->rows.cols) *
+                                                             (l->max_rows ? l->max_rows : l->row_count));
+        if (block > s->work.cache.size) block = s->work.cache.size; /* what is larger passes through the window */
+        if (products < row) products = row;
+        if (rows < block) rows = block;
+        if (index < lies + l3__most_read(&l->checksums, 4)) index = lies + l3__most_read(&l->checksums, 4);
+    }
+    b.products   = products;
+    b.read_bytes = rows ? rows + s->work.batch * index : 0;
+    b.reads      = rows ? 1 + (index ? 2 * s->work.batch : 0) : 0;
+    return b;
+}
+
 L3_API const float *l3_logits(const l3_session *s) { return s->logits; }
 L3_API uint32_t     l3_position(const l3_session *s) { return s->position; }
 L3_API uint32_t     l3_context(const l3_session *s) { return s->config.context; }
@@ -1864,11 +2197,14 @@ L3_API l3_level     l3_session_level(const l3_session *s) { return s->work.kerne
 
 L3_API int l3_truncate(l3_session *s, uint32_t n, l3_error *err) {
     if (n > s->position) return l3__fail(err, L3_ERR_ARGUMENT, 0, "%u tokens cannot be kept of %u", n, s->position);
+    l3__pass_drop(s);
     s->position = n;
     return L3_OK;
 }
 
-L3_API void l3_session_hint(l3_session *s, const int32_t *tokens, uint32_t n) { l3_lookup_hint(&s->work, tokens, n); }
+L3_API void l3_session_hint(l3_session *s, const int32_t *tokens, uint32_t n) {
+    if (s->stage == L3__PASS_IDLE) l3_lookup_hint(&s->work, tokens, n); /* else the window may be in use */
+}
 
 /* >>snapshots ----------------------------------------------------------------------------------------------------- */
 
@@ -1951,18 +2287,6 @@ L3__FN int l3__check_snapshot(const l3_session *s, const uint8_t *got, uint8_t *
     return L3_OK;
 }
 
-typedef struct l3__copying {
-    unsigned char *to;
-    uint32_t       crc;
-} l3__copying;
-
-L3__FN void l3__copy_piece(void *user, const uint8_t *p, size_t n) {
-    l3__copying *c = (l3__copying *)user;
-    memcpy(c->to, p, n);
-    c->crc = l3_crc32(c->crc, c->to, n);
-    c->to += n;
-}
-
 /* Copies what follows the header, and continues its checksum. */
 L3__FN int l3__load_kv(l3_session *s, l3__reader *in, uint32_t *crc, l3_error *err) {
     const uint32_t n    = s->model->info.n_blocks * s->model->info.n_kv_heads * 2;
@@ -2004,6 +2328,7 @@ L3__APART int l3__load(l3_session *s, const l3_source *in, uint8_t *header, l3_e
     if ((code = l3__each_piece(&r, 0, size - 4, l3__crc_piece, &crc, err)) != L3_OK) return code;
     if (!(p = l3__peek(&r, size - 4, 4, err))) return L3_ERR_IO;
     if (l3__le32(p) != crc) return l3__fail(err, L3_ERR_CHECKSUM, size - 4, "the snapshot does not match its checksum");
+    l3__pass_drop(s);
     s->position = position;
     code        = l3__load_kv(s, &r, &copied, err);
     if (code == L3_OK && copied != crc)

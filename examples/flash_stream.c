@@ -1,9 +1,10 @@
 /* flash_stream.c - a model larger than the memory: everything comes through a driver's read callback.
  *
  * Stands for a microcontroller with the model in SPI flash that is not memory-mapped: whole pages of 256 bytes, started
- * and waited for as a DMA transfer is, and MEMORY bytes of RAM for everything. Weights stream through a small window; of
- * the lookup tables, most of the file, only the rows of the current token are ever read, and they are on their way while
- * the blocks before the layer run. Nothing is allocated, and no operating system is used but to stand in for the chip.
+ * and waited for as a DMA transfer is, and MEMORY bytes of RAM for everything. Weights stream through a small window, but
+ * for those that RAM is left for, which are read once; of the lookup tables, most of the file, only the rows of the current
+ * token are ever read, and they are on their way while the blocks before the layer run. Nothing is allocated, and no
+ * operating system is used but to stand in for the chip.
  *
  *     build/flash_stream [examples/models/stories-l3-small.gguf] */
 #define L3_NO_STDIO /* the library sees the callbacks and nothing else */
@@ -70,6 +71,12 @@ static void *take(size_t n) {
     return memory + used - n;
 }
 
+/* What is left when so many bytes have been taken, in two pieces. */
+static size_t rest(size_t bytes) {
+    const size_t reserved = used + bytes + 3 * L3_ALIGN;
+    return reserved < MEMORY ? MEMORY - reserved : 0;
+}
+
 /* ---- the model ---- */
 
 typedef struct device {
@@ -77,7 +84,7 @@ typedef struct device {
     l3_model     *model;
     l3_session   *session;
     l3_tokenizer *tokenizer;
-    size_t        model_size, session_size, tokenizer_size;
+    size_t        model_size, session_size, tokenizer_size, pinned_size;
 } device;
 
 static int start(device *d, l3_error *err) {
@@ -88,14 +95,15 @@ static int start(device *d, l3_error *err) {
     config.kv_type     = L3_Q8_0;
     config.work.batch  = 4; /* the prompt runs in fours: each weight is read once for four tokens */
     config.work.window = 8 * 1024;
-    config.work.cache  = 96 * 1024;
     if ((status = l3_model_size(&d->source, NULL, &d->model_size, err)) != L3_OK) return status;
     status = l3_model_open(&d->model, &d->source, NULL, take(d->model_size), d->model_size, err);
     if (status != L3_OK) return status;
-    d->session_size = l3_session_size(d->model, &config);
-    status          = l3_session_init(&d->session, d->model, &config, take(d->session_size), d->session_size, err);
-    if (status != L3_OK) return status;
+    d->session_size   = l3_session_size(d->model, &config);
     d->tokenizer_size = l3_tokenizer_size(d->model, PROMPT_BYTES);
+    d->pinned_size    = l3_model_pin_size(d->model, rest(d->session_size + d->tokenizer_size));
+    if ((status = l3_model_pin(d->model, take(d->pinned_size), d->pinned_size, err)) != L3_OK) return status;
+    status = l3_session_init(&d->session, d->model, &config, take(d->session_size), d->session_size, err);
+    if (status != L3_OK) return status;
     return l3_tokenizer_init(&d->tokenizer, d->model, PROMPT_BYTES, take(d->tokenizer_size), d->tokenizer_size, err);
 }
 
@@ -146,13 +154,13 @@ static void print_figures(const device *d, const flash *f) {
     for (uint32_t i = 0; (layer = l3_model_lookup(d->model, i, NULL)) != NULL; i++)
         tables += layer->rows.rows * l3_row_bytes(layer->rows.type, layer->rows.cols);
     printf("file             %9.0f bytes, of which %.0f are lookup tables\n", file, (double)tables);
-    printf("rows read        %9.0f bytes a token: %.3f%% of the tables; %.0f%% of the blocks came from the cache\n",
-           rows, 100 * rows / (double)tables, s.lookups ? 100.0 * (double)s.cache_hits / (double)s.lookups : 0.0);
+    printf("rows read        %9.0f bytes a token: %.3f%% of the tables\n", rows, 100 * rows / (double)tables);
     printf("weights read     %9.0f bytes a token: %.1f%% of the file\n", weights, 100 * weights / file);
     printf("flash            %9.0f pages of %d bytes in %.0f commands, %.0f tokens\n", (double)f->pages, PAGE,
            (double)f->commands, tokens);
-    printf("memory           %9lu bytes in all: model %lu, session %lu, tokenizer %lu\n", (unsigned long)used,
-           (unsigned long)d->model_size, (unsigned long)d->session_size, (unsigned long)d->tokenizer_size);
+    printf("memory           %9lu bytes in all: model %lu, session %lu, tokenizer %lu, pinned weights %lu\n",
+           (unsigned long)used, (unsigned long)d->model_size, (unsigned long)d->session_size,
+           (unsigned long)d->tokenizer_size, (unsigned long)d->pinned_size);
 }
 
 int main(int argc, char **argv) {

@@ -52,6 +52,7 @@ static const char *parse(settings *s, int argc, char **argv) {
          CLI_SOURCE_OPTION(&s->setup),
          CLI_CACHE_OPTION(&s->setup),
          {"--window", CLI_SIZE, &s->setup.window, "BYTES[K|M|G]", "memory that weights are read through (64K)", 0, 0},
+         CLI_PIN_OPTION(&s->setup),
          CLI_KV_OPTION(&s->setup),
          {"--stats", CLI_FLAG, &s->stats, "", "speed, memory and bytes read, on standard error", 0, 0},
          {"--quiet", CLI_FLAG, &s->quiet, "", "nothing on standard error but errors", 0, 0},
@@ -188,6 +189,7 @@ static void print_stats(const run *r, size_t cache) {
     fprintf(stderr, "memory       model %s, session %s, tokenizer %s, sampler %s; the process %s at most\n",
             cli_bytes((double)e->model_size), cli_bytes((double)e->session_size), cli_bytes((double)r->text.size),
             cli_bytes((double)r->sampler_size), cli_bytes((double)cli_peak_rss()));
+    if (e->pinned_size) fprintf(stderr, "pinned       %s of weights\n", cli_bytes((double)e->pinned_size));
     print_reading(r, cache);
 }
 

@@ -120,6 +120,22 @@ static l3_session_config random_config(test_rng *r, const l3_model *model) {
     return c;
 }
 
+/* What memory is for adds up to what it takes, whatever the configuration, here and on another machine. */
+static void parts_of(const l3_model *model, const l3_session_config *c, size_t model_bytes) {
+    l3_memory    here, there;
+    const size_t session = l3_session_memory(model, c, &here);
+    CHECK_EQ(session, l3_session_size(model, c));
+    CHECK_EQ(here.session + here.kv + here.logits + here.scratch + here.window + here.cache, session);
+    CHECK_EQ(here.model + here.vocabulary, model_bytes);
+    CHECK(here.kv > 0 && here.logits >= model->info.vocab * sizeof(float));
+    CHECK_EQ(here.window == 0, l3_session_window_min(model) == 0);
+    const l3_target target = l3_target_32();
+    CHECK_EQ(l3_session_memory_for(&target, model, c, &there), l3_session_size_for(&target, model, c));
+    CHECK_EQ(there.session + there.kv + there.logits + there.scratch + there.window + there.cache,
+             l3_session_size_for(&target, model, c));
+    CHECK(there.model < here.model && there.session < here.session);
+}
+
 static void use_session(l3_session *s, test_rng *r) {
     const uint32_t n = l3_context(s), vocab = s->model->info.vocab;
     int32_t       *ids = random_ids(r, vocab, n);
@@ -174,6 +190,7 @@ static void one_model(uint64_t seed) {
     for (int i = 0; i < 4; i++) {
         how.name = "session", how.size = session_size, how.init = session_init;
         how.session = random_config(&r, how.model);
+        parts_of(how.model, &how.session, model_size(&how));
         if ((object = make(&how, &made)).mem == NULL) break;
         use_session((l3_session *)made, &r);
         CHECK(guard_free(&object));

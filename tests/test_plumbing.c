@@ -80,15 +80,31 @@ static int step(l3_session *s, const text *t, uint32_t n, int all) {
     return ok && same_logits(t, s);
 }
 
-typedef enum splitting { ONE_CALL, ONE_BY_ONE, RANDOMLY } splitting;
+/* The next tokens, at most n and a batch, in pieces. */
+static int in_pieces(l3_session *s, const text *t, uint32_t n) {
+    const uint32_t at = l3_position(s), some = n < s->work.batch ? n : s->work.batch;
+    int            more = 1;
+    if (!CHECK_EQ(l3_decode_begin(s, t->ids + at, some, NULL), L3_OK)) return 0;
+    while (more == 1) {
+        if (!CHECK_EQ(l3_position(s), at)) return 0;
+        more = l3_decode_step(s, NULL);
+    }
+    return CHECK_EQ(more, L3_OK) && CHECK_EQ(l3_position(s), at + some) && same_logits(t, s);
+}
+
+typedef enum splitting { ONE_CALL, ONE_BY_ONE, RANDOMLY, IN_PIECES } splitting;
 
 /* Goes on to position `to`; 0 at the first difference. */
 static int follow(l3_session *s, const text *t, uint32_t to, splitting how, test_rng *r) {
     while (l3_position(s) < to) {
         const uint32_t left = to - l3_position(s);
         const uint32_t n    = how == ONE_CALL ? left : how == ONE_BY_ONE ? 1 : 1 + test_below(r, left);
-        const int      sort = how == RANDOMLY ? (int)test_below(r, 4) : 3;
+        const int      sort = how == RANDOMLY ? (int)test_below(r, 5) : 3;
         if (sort == 0) l3_session_hint(s, t->ids + l3_position(s), n);
+        if (how == IN_PIECES || sort == 4) {
+            if (!in_pieces(s, t, n)) return 0;
+            continue;
+        }
         if (how == ONE_BY_ONE && !CHECK_EQ(l3_decode(s, t->ids[l3_position(s)], NULL), L3_OK)) return 0;
         if (how == ONE_BY_ONE ? !same_logits(t, s) : !step(s, t, n, sort % 2)) return 0;
     }
@@ -132,9 +148,10 @@ static void describe(const pipes *p) {
     const l3_session_config *c = &p->config;
     fprintf(
         stderr,
-        "    align %u, mapped 1 of %u, flags %u, window +%d, batch %u, cache %u, kv %d, verify %d, mode %d, jobs %u\n",
+        "    align %u, mapped 1 of %u, flags %u, window +%d, batch %u, cache %u, kv %d, verify %d, mode %d, jobs %u, "
+        "step %u\n",
         p->way.align, p->way.map_some, p->way.flags, p->window_over, c->work.batch, (unsigned)c->work.cache, c->kv_type,
-        (int)c->work.verify, (int)c->work.mode, c->work.jobs.width);
+        (int)c->work.verify, (int)c->work.mode, c->work.jobs.width, c->step);
 }
 
 static void same_through(const text *t, pipes p, splitting how, test_rng *rng) {
@@ -171,6 +188,7 @@ static pipes random_pipes(test_rng *r) {
     p.config.work.mode   = test_below(r, 2) ? L3_FAST : L3_EXACT;
     p.config.work.verify = (l3_verify)test_below(r, 3);
     p.config.work.jobs   = jobs_of(test_below(r, 2) ? test_below(r, JOBS_KINDS) : 0);
+    p.config.step        = 1u << test_below(r, 20);
     return p;
 }
 
@@ -485,16 +503,25 @@ TEST(sessions_in_threads) {
 }
 #endif
 
-/* Makes call k of something go wrong for every k in turn, during a prefill of 12 tokens at position 9; *calls and *fail_at
+/* Tokens from position 9 on: 12 in a prefill, or a batch in pieces. */
+static int go_on(l3_session *s, const text *t, splitting how, l3_error *err) {
+    if (how != IN_PIECES) return l3_prefill(s, t->ids + 9, 12, NULL, err);
+    int code = l3_decode_begin(s, t->ids + 9, s->work.batch < 12 ? s->work.batch : 12, err);
+    while (code == L3_OK && (code = l3_decode_step(s, err)) == 1) code = L3_OK;
+    return code;
+}
+
+/* Makes call k of something go wrong for every k in turn, while the session goes on from position 9; *calls and *fail_at
  * are how. After each failure the same session does it again, undisturbed. Returns how many failures there were. */
-static uint32_t disturb(seat *s, const text *t, uint32_t *calls, uint32_t *fail_at, int wanted, test_rng *r) {
+static uint32_t disturb(seat *s, const text *t, splitting how, uint32_t *calls, uint32_t *fail_at, int wanted,
+                        test_rng *r) {
     uint32_t failures = 0;
     l3_error err;
     follow(s->session, t, 9, ONE_CALL, r);
     for (uint32_t k = 1;; k++, rewind_to(s->session, 9)) {
         *calls         = 0;
         *fail_at       = k;
-        const int code = l3_prefill(s->session, t->ids + 9, 12, NULL, &err);
+        const int code = go_on(s->session, t, how, &err);
         *fail_at       = 0;
         if (code == L3_OK && (!same_logits(t, s->session) || *calls < k)) return failures;
         if (code == L3_OK) continue; /* only a hint had gone wrong */
@@ -576,7 +603,7 @@ TEST(reading_threads_that_fail) {
         c.work.batch = i & 1 ? 5 : 16;
         REQUIRE(library_open(&l, &t, 0, 0));
         REQUIRE(seat_open(&s, l.model, &c, NULL) == L3_OK);
-        CHECK(disturb(&s, &t, &l.rows.calls, &l.rows.fail_at, L3_ERR_IO, &r) >
+        CHECK(disturb(&s, &t, i % 2 ? IN_PIECES : ONE_CALL, &l.rows.calls, &l.rows.fail_at, L3_ERR_IO, &r) >
               (i % 3 == 2 ? 0u : 5u)); /* few reads where all is cached */
         rewind_to(s.session, 0);
         follow(s.session, &t, t.n, RANDOMLY, &r);
@@ -842,6 +869,345 @@ TEST(snapshots_that_cannot_be_read) {
     text_free(&t);
 }
 
+/* ---- in pieces ---- */
+
+/* Kernels that count multiply-adds. */
+static l3__kernels        counting;
+static const l3__kernels *counted;
+static uint64_t           products;
+
+#define COUNTING_MATMUL(i)                                                                                         \
+    static void count_matmul_##i(const uint8_t *w, size_t row_bytes, uint32_t rows, uint32_t cols, const float *x, \
+                                 size_t xs, uint32_t n, float *y, size_t ys) {                                     \
+        products += (uint64_t)rows * cols * n;                                                                     \
+        counted->matmul[i](w, row_bytes, rows, cols, x, xs, n, y, ys);                                             \
+    }
+COUNTING_MATMUL(0)
+COUNTING_MATMUL(1)
+COUNTING_MATMUL(2)
+COUNTING_MATMUL(3)
+COUNTING_MATMUL(4)
+COUNTING_MATMUL(5)
+
+static void count_weigh_rows(int type, const uint8_t *rows, size_t row_bytes, const float *w, uint32_t n, float *out,
+                             uint32_t cols) {
+    products += (uint64_t)n * cols;
+    counted->weigh_rows(type, rows, row_bytes, w, n, out, cols);
+}
+
+static float count_exp_scores(float *w, float peak) {
+    products += L3__TILE * L3__EXP_COST;
+    return counted->exp_scores(w, peak);
+}
+
+static void count_swiglu(float *gate, const float *up, size_t n) {
+    products += n * L3__EXP_COST;
+    counted->swiglu(gate, up, n);
+}
+
+static void count_products(l3_session *s) {
+    const l3__matmul_fn all[L3__N_TYPES] = {count_matmul_0, count_matmul_1, count_matmul_2,
+                                            count_matmul_3, count_matmul_4, count_matmul_5};
+    counted                              = s->work.kernels;
+    counting                             = *counted;
+    memcpy(counting.matmul, all, sizeof all);
+    counting.weigh_rows = count_weigh_rows;
+    counting.exp_scores = count_exp_scores;
+    counting.swiglu     = count_swiglu;
+    s->work.kernels     = &counting;
+}
+
+/* Steps of n tokens from here; 0 if one of them did more than its bound, or the result is wrong. */
+static uint32_t count_steps(l3_session *s, const text *t, const mock *m, uint32_t n) {
+    const l3_step_bound bound = l3_session_step_bound(s);
+    uint32_t            steps = 0;
+    int                 more  = l3_decode_begin(s, t->ids + l3_position(s), n, NULL) == L3_OK;
+    while (more == 1) {
+        const uint64_t asked = m->asked;
+        const uint32_t reads = m->reads + m->starts;
+        products             = 0;
+        more                 = l3_decode_step(s, NULL);
+        steps++;
+        if (!CHECK(products <= bound.products) || !CHECK(m->asked - asked <= bound.read_bytes) ||
+            !CHECK(m->reads + m->starts - reads <= bound.reads))
+            return 0;
+    }
+    return CHECK_EQ(more, L3_OK) && same_logits(t, s) ? steps : 0;
+}
+
+/* Smaller steps are more of them, whatever the model and the plumbing, and none goes beyond what was said. */
+TEST(steps_keep_their_bound) {
+    for (uint64_t seed = 1; seed <= 24; seed++) {
+        test_rng      r     = {seed};
+        const mk_spec spec  = seed == 1 ? spec_small() : seed == 2 ? spec_wide() : mk_random_spec(seed);
+        text          t     = text_new(&spec, seed);
+        uint32_t      steps = UINT32_MAX;
+        pipes         p     = random_pipes(&r);
+        p.config.work.jobs  = jobs_of(0);
+        p.config.work.batch = 1 + test_below(&r, 4);
+        for (uint32_t step = 64; step <= 1u << 20; step *= 128) {
+            rig  g;
+            seat s;
+            p.config.step = step;
+            REQUIRE(pipes_open(&g, &s, &t, &p));
+            const uint32_t n = t.n < s.session->work.batch ? t.n : s.session->work.batch;
+            count_products(s.session);
+            follow(s.session, &t, t.n - n, ONE_CALL, &r);
+            const uint32_t now = count_steps(s.session, &t, &g.mock, n);
+            if (!CHECK(now > 0 && now <= steps)) describe(&p);
+            steps = now;
+            pipes_close(&g, &s);
+        }
+        text_free(&t);
+    }
+}
+
+TEST(the_bound_of_a_model) {
+    text  t = small_text();
+    pipes p = streamed();
+    rig   g;
+    seat  s;
+    p.config.work.batch = 1;
+    p.window_over       = 0;
+    REQUIRE(pipes_open(&g, &s, &t, &p));
+    l3_step_bound b = l3_session_step_bound(s.session);
+    CHECK_EQ(b.products, 16384);
+    CHECK_EQ(b.reads, 3); /* rows, with their offsets and their checksum */
+    CHECK_EQ(b.read_bytes, l3_session_window_min(g.model) + 8 + 4);
+    pipes_close(&g, &s);
+    p.config.step       = 1;
+    p.config.work.batch = 5;
+    p.way               = MAPPED;
+    REQUIRE(pipes_open(&g, &s, &t, &p));
+    b = l3_session_step_bound(s.session);
+    CHECK_EQ(b.products, L3__TILE * (2 * 16 + 16)); /* a tile of 32 positions of a head of 16; rows have at most 80 */
+    CHECK_EQ(b.reads, 0);
+    CHECK_EQ(b.read_bytes, 0);
+    pipes_close(&g, &s);
+    text_free(&t);
+}
+
+/* Everything that ends a token under way: as if it had not been begun. */
+static int interrupt(l3_session *s, const text *t, int how, l3_buffer *snapshot, test_rng *r) {
+    const uint32_t at = l3_position(s);
+    l3_error       err;
+    switch (how) {
+    case 0: return follow(s, t, at + 2, ONE_BY_ONE, r);
+    case 1: return follow(s, t, at + 3, ONE_CALL, r);
+    case 2: return CHECK_EQ(l3_decode_batch(&s, t->ids + at, 1, NULL), L3_OK) && same_logits(t, s);
+    case 3: rewind_to(s, at); break;
+    case 4:
+        if (!CHECK_EQ(load(s, snapshot, MAPPED, NULL), L3_OK)) return 0;
+        break;
+    case 5: return in_pieces(s, t, 2);
+    default:
+        l3_session_hint(s, t->ids, 3); /* no effect */
+        while (l3_decode_step(s, NULL) == 1) l3_session_hint(s, t->ids, 3);
+        return same_logits(t, s);
+    }
+    return CHECK_EQ(l3_decode_step(s, &err), L3_ERR_ARGUMENT) && CHECK(error_sound(L3_ERR_ARGUMENT, &err));
+}
+
+TEST(steps_that_are_interrupted) {
+    text     t = small_text();
+    test_rng r = {41};
+    for (int i = 0; i < 70; i++) {
+        pipes p = random_pipes(&r);
+        rig   g;
+        seat  s;
+        if (i % 3 == 0) p.way.flags = MOCK_START | MOCK_HINT, p.way.map_some = 0;
+        p.config.work.batch = 1 + test_below(&r, 5);
+        REQUIRE(pipes_open(&g, &s, &t, &p));
+        follow(s.session, &t, 5 + test_below(&r, 20), ONE_CALL, &r);
+        l3_buffer      snapshot = save(s.session);
+        const uint32_t at       = l3_position(s.session);
+        CHECK_EQ(l3_decode_begin(s.session, t.ids + at, 1 + test_below(&r, s.session->work.batch), NULL), L3_OK);
+        for (uint32_t n = test_below(&r, 60); n > 0 && l3_decode_step(s.session, NULL) == 1;) n--;
+        if (!interrupt(s.session, &t, l3_position(s.session) > at ? 0 : i % 7, &snapshot, &r)) describe(&p);
+        if (!follow(s.session, &t, t.n, RANDOMLY, &r)) describe(&p);
+        free(snapshot.bytes);
+        pipes_close(&g, &s);
+    }
+    text_free(&t);
+}
+
+/* A session of a batch that another one leads. */
+TEST(steps_and_batches_of_others) {
+    text        t = small_text();
+    test_rng    r = {43};
+    pipes       p = streamed();
+    rig         g;
+    seat        s[2];
+    l3_session *sessions[2];
+    int32_t     ids[2];
+    REQUIRE(rig_open(&g, t.f, p.way) == L3_OK);
+    for (int i = 0; i < 2; i++) {
+        REQUIRE(pipes_seat(&s[i], &g, &p) && follow(s[i].session, &t, 4, ONE_CALL, &r));
+        CHECK_EQ(l3_decode_begin(s[i].session, t.ids + 4, 3, NULL), L3_OK);
+        for (int k = 0; k < 9 - 5 * i; k++) CHECK_EQ(l3_decode_step(s[i].session, NULL), 1);
+        l3_truncate(s[0].session, l3_position(s[0].session), NULL); /* one read under way at a time in this mock */
+        sessions[i] = s[i].session;
+        ids[i]      = t.ids[4];
+    }
+    CHECK_EQ(l3_truncate(s[1].session, 4, NULL), L3_OK);
+    CHECK_EQ(l3_decode_begin(s[1].session, t.ids + 4, 3, NULL), L3_OK);
+    CHECK_EQ(l3_decode_batch(sessions, ids, 2, NULL), L3_OK);
+    for (int i = 0; i < 2; i++) {
+        CHECK(same_logits(&t, s[i].session));
+        CHECK_EQ(l3_decode_step(s[i].session, NULL), L3_ERR_ARGUMENT);
+        follow(s[i].session, &t, t.n, RANDOMLY, &r);
+        seat_close(&s[i]);
+    }
+    rig_close(&g);
+    text_free(&t);
+}
+
+TEST(steps_that_are_refused) {
+    text     t = small_text();
+    test_rng r = {44};
+    pipes    p = streamed();
+    rig      g;
+    seat     s;
+    l3_error err;
+    int32_t  bad[2]  = {1, (int32_t)t.vocab};
+    p.config.context = 10;
+    REQUIRE(pipes_open(&g, &s, &t, &p));
+    CHECK_EQ(l3_decode_step(s.session, &err), L3_ERR_ARGUMENT);
+    CHECK_EQ(l3_decode_begin(s.session, t.ids, 0, &err), L3_ERR_ARGUMENT);
+    CHECK_EQ(l3_decode_begin(s.session, t.ids, 9, &err), L3_ERR_ARGUMENT); /* the batch is 8 */
+    CHECK_EQ(l3_decode_begin(s.session, bad, 2, &err), L3_ERR_TOKEN);
+    CHECK(error_sound(L3_ERR_TOKEN, &err));
+    CHECK_EQ(l3_decode_step(s.session, &err), L3_ERR_ARGUMENT);
+    CHECK(in_pieces(s.session, &t, 8));
+    CHECK_EQ(l3_decode_begin(s.session, t.ids + 8, 3, &err), L3_ERR_CONTEXT);
+    CHECK(error_sound(L3_ERR_CONTEXT, &err));
+    follow(s.session, &t, 10, RANDOMLY, &r);
+    pipes_close(&g, &s);
+    text_free(&t);
+}
+
+/* ---- weights pinned in RAM ---- */
+
+/* Bytes of weights that the next token reads. */
+static uint64_t weights_of_a_token(seat *s, const text *t, test_rng *r) {
+    const uint64_t before = l3_session_stats(s->session).weight_bytes_read;
+    follow(s->session, t, l3_position(s->session) + 1, ONE_BY_ONE, r);
+    return l3_session_stats(s->session).weight_bytes_read - before;
+}
+
+/* Pins into blocks of exactly the right size, one after the other. */
+static int pin(rig *g, const size_t *budgets, int n, guard *blocks) {
+    int ok = 1;
+    for (int i = 0; i < n; i++) {
+        const size_t size = l3_model_pin_size(g->model, budgets[i]);
+        l3_error     err;
+        blocks[i] = guard_new(size, L3_ALIGN, 0xa5);
+        ok        = ok && CHECK(size <= budgets[i]) && CHECK_EQ(l3_model_pin_size(g->model, size), size) &&
+             CHECK_EQ(l3_model_pin(g->model, blocks[i].mem, size, &err), L3_OK);
+    }
+    return ok;
+}
+
+TEST(pinned_weights) {
+    for (uint64_t seed = 1; seed <= 12; seed++) {
+        const mk_spec spec = seed == 1 ? spec_small() : mk_random_spec(seed);
+        text          t    = text_new(&spec, seed);
+        for (int i = 0; i < 6; i++) {
+            test_rng     r          = {seed * 10 + (uint64_t)i};
+            const size_t budgets[2] = {i == 5 ? SIZE_MAX : test_below(&r, 1u << (8 + 2 * i)), test_below(&r, 2000)};
+            pipes        p          = random_pipes(&r);
+            rig          g;
+            seat         s;
+            guard        blocks[2];
+            if (i % 2) p.way.map_some = 0;
+            REQUIRE(rig_open(&g, t.f, p.way) == L3_OK && pin(&g, budgets, 2, blocks));
+            if (p.way.map_some == 1) CHECK_EQ(g.model->pinned, 0);
+            REQUIRE(pipes_seat(&s, &g, &p));
+            if (!follow(s.session, &t, t.n, RANDOMLY, &r)) describe(&p);
+            if (p.way.map_some == 0 && i == 5) { /* what is left is a row of an embedding that is not the head */
+                rewind_to(s.session, t.n - 1);
+                const uint64_t most = g.model->info.tied_head ? 0 : l3__most_read(&g.model->embedding, spec.dim * 4);
+                CHECK(weights_of_a_token(&s, &t, &r) <= most);
+            }
+            pipes_close(&g, &s);
+            for (int k = 0; k < 2; k++) CHECK(guard_free(&blocks[k]));
+        }
+        text_free(&t);
+    }
+}
+
+/* As long as there are vectors and matrices to pin, a byte pinned is a byte a token less to read. */
+TEST(what_pinning_saves) {
+    text     t = small_text();
+    test_rng r = {51};
+    pipes    p = streamed();
+    uint64_t all;
+    p.way.flags = 0;
+    for (size_t budget = 0; budget < 80000; budget += budget / 2 + 100) {
+        rig   g;
+        seat  s;
+        guard block;
+        REQUIRE(rig_open(&g, t.f, p.way) == L3_OK && pin(&g, &budget, 1, &block) && pipes_seat(&s, &g, &p));
+        const uint64_t one = weights_of_a_token(&s, &t, &r);
+        if (budget == 0) all = one;
+        else if (!l3__in_memory(&g.model->lookups[0].offsets)) CHECK_EQ(one, all - g.model->pinned);
+        else CHECK(one <= all);
+        uint32_t partly = 0;
+        for (uint32_t i = 0; i < g.model->info.n_blocks; i++) {
+            const l3__block *b = &g.model->blocks[i];
+            if (b->attn_k.data) CHECK(l3__in_memory(&b->attn_norm)); /* the smaller one first */
+            if (b->attn_q.data) CHECK(l3__in_memory(&b->attn_k));
+            partly += (b->attn_q.pinned != 0) + (b->attn_k.pinned != 0) + (b->ffn_up.pinned != 0);
+        }
+        CHECK(partly <= 1);
+        pipes_close(&g, &s);
+        CHECK(guard_free(&block));
+    }
+    text_free(&t);
+}
+
+TEST(pinning_that_fails) {
+    text     t = small_text();
+    test_rng r = {52};
+    pipes    p = streamed();
+    for (uint32_t k = 1; k < 200; k += 7) {
+        rig      g;
+        seat     s;
+        l3_error err;
+        REQUIRE(rig_open(&g, t.f, p.way) == L3_OK);
+        const size_t size  = l3_model_pin_size(g.model, SIZE_MAX);
+        guard        block = guard_new(size, L3_ALIGN, 0xa5), more = guard_new(size, L3_ALIGN, 0xa5);
+        mock_reset_counts(&g.mock);
+        g.mock.fail_at = k;
+        int code       = l3_model_pin(g.model, block.mem, size, &err);
+        g.mock.fail_at = 0;
+        if (code != L3_OK) {
+            CHECK_EQ(code, L3_ERR_IO);
+            CHECK_EQ(err.io, MOCK_FAILURE);
+            CHECK(error_sound(code, &err));
+            code = l3_model_pin(g.model, more.mem, size, &err);
+        }
+        CHECK_EQ(code, L3_OK);
+        CHECK_EQ(l3_model_pin_size(g.model, SIZE_MAX), 0);
+        REQUIRE(pipes_seat(&s, &g, &p));
+        follow(s.session, &t, t.n, RANDOMLY, &r);
+        pipes_close(&g, &s);
+        CHECK(guard_free(&block));
+        CHECK(guard_free(&more));
+    }
+    rig      g;
+    l3_error err;
+    guard    block = guard_new(1000, L3_ALIGN, 0xa5);
+    REQUIRE(rig_open(&g, t.f, p.way) == L3_OK);
+    CHECK_EQ(l3_model_pin(g.model, block.mem + 1, 900, &err), L3_ERR_MEMORY);
+    CHECK_EQ(l3_model_pin(g.model, NULL, 900, &err), L3_ERR_MEMORY);
+    CHECK_EQ(l3_model_pin(g.model, NULL, 0, &err), L3_OK);
+    CHECK_EQ(g.model->pinned, 0);
+    CHECK(guard_free(&block));
+    rig_close(&g);
+    text_free(&t);
+}
+
 /* ---- failures, and going on ---- */
 
 TEST(full_context) {
@@ -919,7 +1285,8 @@ TEST(sources_that_fail) {
         p.config.work.batch = i & 4 ? 5 : 16;
         p.window_over       = i & 8 ? 0 : 3000;
         REQUIRE(pipes_open(&g, &s, &t, &p));
-        const uint32_t failures = disturb(&s, &t, &g.mock.calls, &g.mock.fail_at, L3_ERR_IO, &r);
+        const uint32_t failures =
+            disturb(&s, &t, i % 2 ? IN_PIECES : ONE_CALL, &g.mock.calls, &g.mock.fail_at, L3_ERR_IO, &r);
         if (!CHECK(failures > 20)) describe(&p);
         CHECK(!g.mock.dst);
         rewind_to(s.session, 0);
@@ -944,7 +1311,7 @@ TEST(callers_that_stop) {
         p.config.work.progress      = stop;
         p.config.work.progress_user = &brake;
         REQUIRE(pipes_open(&g, &s, &t, &p));
-        CHECK(disturb(&s, &t, &brake.calls, &brake.stop_at, L3_ERR_CANCELLED, &r) > 20);
+        CHECK(disturb(&s, &t, i % 2 ? IN_PIECES : ONE_CALL, &brake.calls, &brake.stop_at, L3_ERR_CANCELLED, &r) > 20);
         follow(s.session, &t, t.n, RANDOMLY, &r);
         pipes_close(&g, &s);
     }
@@ -1100,6 +1467,14 @@ int main(void) {
     RUN(damaged_snapshots);
     RUN(snapshots_that_change);
     RUN(snapshots_that_cannot_be_read);
+    RUN(steps_keep_their_bound);
+    RUN(the_bound_of_a_model);
+    RUN(steps_that_are_interrupted);
+    RUN(steps_and_batches_of_others);
+    RUN(steps_that_are_refused);
+    RUN(pinned_weights);
+    RUN(what_pinning_saves);
+    RUN(pinning_that_fails);
     RUN(full_context);
     RUN(bad_tokens);
     RUN(sources_that_fail);

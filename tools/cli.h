@@ -727,7 +727,7 @@ typedef struct cli_setup {
     int      source, kv; /* choices of --source and --kv */
     bool     exact;
     uint32_t context, threads;
-    size_t   cache, window;
+    size_t   cache, window, pin;
 } cli_setup;
 
 #define CLI_SOURCE_OPTION(s)                                                                                     \
@@ -744,6 +744,11 @@ typedef struct cli_setup {
         "--cache", CLI_SIZE, &(s)->cache, "BYTES[K|M|G]",                      \
             "memory for rows read before, where they are not mapped (0)", 0, 0 \
     }
+#define CLI_PIN_OPTION(s)                                                             \
+    {                                                                                 \
+        "--pin", CLI_SIZE, &(s)->pin, "BYTES[K|M|G]",                                 \
+            "memory for weights that stay in it, where they are not mapped (0)", 0, 0 \
+    }
 #define CLI_KV_OPTION(s) \
     { "--kv", CLI_CHOICE, &(s)->kv, "f32|f16|q8_0", "type of the KV cache (f32)", 0, 0 }
 #define CLI_EXACT_OPTION(s) \
@@ -759,11 +764,11 @@ typedef struct cli_engine {
     l3_model_config   model_config;
     l3_model         *model;
     const l3_info    *info;
-    size_t            model_size, session_size;
+    size_t            model_size, pinned_size, session_size;
     l3_session       *session;
     l3_session_config config;
     uint32_t          threads;
-    void             *model_block, *session_block, *pool_block, *reader_block;
+    void             *model_block, *pinned_block, *session_block, *pool_block, *reader_block;
 #ifdef L3_THREADS
     l3_pool   *pool;
     l3_reader *reader;
@@ -868,9 +873,20 @@ static inline l3_session_config cli_session_config(const cli_setup *s) {
     return config;
 }
 
+/* As many weights as fit stay in memory. */
+static inline void cli_pin(cli_engine *e, size_t budget) {
+    l3_error err;
+    memset(&err, 0, sizeof err);
+    e->pinned_size = l3_model_pin_size(e->model, budget);
+    if (e->pinned_size == 0) return;
+    e->pinned_block = cli_aligned(e->pinned_size, "the pinned weights");
+    cli_check(l3_model_pin(e->model, e->pinned_block, e->pinned_size, &err), e->path, &err);
+}
+
 static inline void cli_start_session(cli_engine *e, const cli_setup *s) {
     l3_error err;
     memset(&err, 0, sizeof err);
+    cli_pin(e, s->pin);
     e->config = cli_session_config(s);
     cli_start_threads(e, s->threads);
     e->session_size  = l3_session_size(e->model, &e->config); /* 0: l3_session_init says why */
@@ -887,6 +903,7 @@ static inline void cli_close(cli_engine *e) {
     cli_free_aligned(e->reader_block);
     cli_free_aligned(e->pool_block);
     cli_free_aligned(e->session_block);
+    cli_free_aligned(e->pinned_block);
     cli_free_aligned(e->model_block);
     l3_source_close_file(&e->file);
 }

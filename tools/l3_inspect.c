@@ -4,13 +4,13 @@
 #include "../l3_model.h"
 
 #include "allocation.h"
+#include "budget.h"
 
 enum { PARTS = 64, MAX_LOOKUPS = 64, RUN = 1024 };
 
 typedef struct settings {
-    bool        json, verify;
-    const char *text;
-    cli_setup   setup;
+    bool         json, verify;
+    budget_setup budget; /* with the text and the context for the rest, too */
 } settings;
 
 /* Tensors of one class and type. */
@@ -40,19 +40,37 @@ typedef struct report {
     int32_t  worst_token;
     size_t   model_bytes[2], tokenizer_bytes[2], session_bytes[2][3]; /* map, read; for decoding, for encoding; types */
     uint32_t context;
+    budget_report budget; /* with --budget */
 } report;
 
 static const char *parse(settings *s, int argc, char **argv) {
-    const char *path      = NULL;
-    cli_option  options[] = {
-         {"--json", CLI_FLAG, &s->json, "", "print one JSON object", 0, 0},
-         {"--verify", CLI_FLAG, &s->verify, "", "check every bound and every checksum", 0, 0},
-         {"--text", CLI_TEXT, &s->text, "FILE", "expect tokens as often as they are in this text (.xz, .gz, too)", 0, 0},
-         CLI_CONTEXT_OPTION(&s->setup),
-         {0},
+    const char   *path      = NULL;
+    budget_setup *b         = &s->budget;
+    cli_option    options[] = {
+           {"--json", CLI_FLAG, &s->json, "", "print one JSON object", 0, 0},
+           {"--verify", CLI_FLAG, &s->verify, "", "check every bound and every checksum", 0, 0},
+           {"--text", CLI_TEXT, &b->text, "FILE", "expect tokens as often as they are in this text (.xz, .gz, too)", 0, 0},
+           CLI_CONTEXT_OPTION(&b->setup),
+           {"--budget", CLI_SIZE, &b->ram, "BYTES[K|M|G]",
+            "what a device with so much RAM needs, by purpose, and reads from flash;\n"
+               "                           what to lower, or what spare RAM is good for. With it:",
+            0, 0},
+           CLI_KV_OPTION(&b->setup),
+           {"--batch", CLI_U32, &b->batch, "N", "tokens of a prompt at once (1)", 1, 65536},
+           {"--window", CLI_SIZE, &b->setup.window, "BYTES[K|M|G]", "memory that weights are read through (4K)", 0, 0},
+           CLI_CACHE_OPTION(&b->setup),
+           {"--pin", CLI_SIZE, &b->setup.pin, "BYTES[K|M|G]", "weights that stay in RAM (what is spare)", 0, 0},
+           {"--run", CLI_U32, &b->run, "BYTES", "longest word that is tokenized; 0: only decoding (64)", 0, 1 << 20},
+           {"--page", CLI_U32, &b->page, "BYTES", "reads are whole pages of this size (1)", 0, L3_MAX_ALIGN},
+           {"--ahead", CLI_FLAG, &b->ahead, "", "rows are read ahead (start and wait), through a second window", 0, 0},
+           {"--mapped", CLI_FLAG, &b->mapped, "", "the flash is mapped: nothing is read through a window", 0, 0},
+           {"--here", CLI_FLAG, &b->here, "", "sizes on this machine instead of a 32-bit one", 0, 0},
+           {0},
     };
-    const cli_program program = {"l3-inspect", "MODEL [--json] [--verify] [--text FILE] [-c CONTEXT]",
-                                 "Says what is in a model, a tokenizer or an allocation.", options};
+    const cli_program program = {"l3-inspect",
+                                 "MODEL [--json] [--verify] [--text FILE] [-c CONTEXT] [--budget BYTES ...]",
+                                 "Says what is in a model, a tokenizer or an allocation, and what it needs.", options};
+    b->batch = 1, b->run = 64;
     if (cli_parse(&program, argc, argv, &path, 1) != 1) cli_usage("a file is expected: l3-inspect MODEL");
     return path;
 }
@@ -128,7 +146,7 @@ static void add_memory(report *r, const settings *s, const char *path) {
     cli_engine other;
     cli_open_file(&other, path, 1);
     const cli_engine *engines[2] = {&r->e, &other};
-    r->context                   = s->setup.context ? s->setup.context : r->e.info->context;
+    r->context                   = s->budget.setup.context ? s->budget.setup.context : r->e.info->context;
     for (int source = 0; source < 2; source++) {
         r->model_bytes[source] = engines[source]->model_size;
         for (int kv = 0; kv < 3 && r->e.info->kind == L3_KIND_MODEL; kv++) {
@@ -145,7 +163,7 @@ static void add_memory(report *r, const settings *s, const char *path) {
     r->tokenizer_bytes[1] = l3_tokenizer_size(r->e.model, RUN);
 }
 
-static void gather(report *r, const settings *s, const char *path) {
+static void gather(report *r, settings *s, const char *path) {
     char             name[64];
     const l3_tensor *t;
     cli_open_file(&r->e, path, 0);
@@ -157,8 +175,10 @@ static void gather(report *r, const settings *s, const char *path) {
         if (row_bytes_of(r, i) > r->worst) r->worst = row_bytes_of(r, i), r->worst_token = (int32_t)i;
     r->active = r->e.info->kind == L3_KIND_MODEL ? cli_active_parameters(r->e.model) : 0;
     r->text   = -1;
-    if (s->text) add_text(r, s->text);
+    if (s->budget.text) add_text(r, s->budget.text);
     add_memory(r, s, path);
+    if (s->budget.ram && r->e.info->kind != L3_KIND_MODEL) cli_fail("%s: --budget is for models", path);
+    if (s->budget.ram) budget_gather(&r->budget, &r->e, &s->budget);
 }
 
 static bool has_row_checksums(const lookup *l) { return l->layer->checksums.data || l->layer->checksums.source; }
@@ -291,12 +311,16 @@ static void print_checksums(const report *r, bool verified) {
 }
 
 static void print_report(const report *r, const settings *s) {
+    if (s->budget.ram) {
+        budget_print(&r->budget);
+        return;
+    }
     print_head(r);
     for (uint32_t i = 0; i < r->n_lookups && r->e.info->kind == L3_KIND_MODEL; i++)
         print_layer(r->lookups[i].layer, r->lookups[i].block);
     if (r->n_parts) print_parts(r);
     for (uint32_t i = 0; i < r->n_lookups; i++) print_histogram(r, &r->lookups[i]);
-    if (r->n_lookups && r->e.info->kind == L3_KIND_MODEL) print_reading(r, s->text);
+    if (r->n_lookups && r->e.info->kind == L3_KIND_MODEL) print_reading(r, s->budget.text);
     print_memory(r);
     print_checksums(r, s->verify);
 }
@@ -375,7 +399,7 @@ static void json_cases(const report *r) {
     putchar(']');
 }
 
-static void print_json(const report *r, bool verified) {
+static void print_json(const report *r, const settings *s) {
     printf("{\"model\": ");
     cli_json_string(r->e.path);
     cli_json_u64("file_bytes", r->e.info->file_bytes);
@@ -404,7 +428,8 @@ static void print_json(const report *r, bool verified) {
     json_cases(r);
     cli_json_bool("file_checksum", r->e.info->has_file_checksum);
     cli_json_bool("row_checksums", r->n_lookups && count_row_checksums(r) == r->n_lookups);
-    cli_json_bool("verified", verified);
+    cli_json_bool("verified", s->verify);
+    if (s->budget.ram) budget_json(&r->budget);
     printf("}\n");
 }
 
@@ -416,7 +441,7 @@ int main(int argc, char **argv) {
     memset(&err, 0, sizeof err);
     gather(&r, &s, path);
     if (s.verify) cli_check(l3_model_verify(r.e.model, &err), path, &err);
-    if (s.json) print_json(&r, s.verify);
+    if (s.json) print_json(&r, &s);
     else print_report(&r, &s);
     for (uint32_t i = 0; i < r.n_lookups; i++) free(r.lookups[i].offsets);
     cli_close(&r.e);
