@@ -1458,7 +1458,7 @@ L3__FN void l3__fixed_weigh(const uint8_t *rows, size_t row_bytes, const float *
                 L3__UNROLL
                 for (int j = 0; j < 4; j++) sum[j] += q * (int8_t)v[j];
             }
-            for (int j = 0; j < 4; j++) out[c + j] += (float)sum[j] * unit;
+            for (uint32_t j = 0; j < 4; j++) out[c + j] += (float)sum[j] * unit;
         }
     }
 }

@@ -314,98 +314,6 @@ TEST(activations_that_are_no_numbers) {
     if (!some_fast()) SKIP("no level that works here rounds activations");
 }
 
-#if defined(L3__FIXED)
-/* Element i of a row as a whole number, and what it is to be multiplied with. */
-static int64_t whole_weight(int32_t type, const unsigned char *row, uint32_t i, uint32_t *half) {
-    const unsigned char *q6 = row + i / 256 * 210;
-    float                v[32];
-    switch (type) {
-    case L3_Q8_0: *half = l3__le16(row + i / 32 * 34); return (int8_t)row[i / 32 * 34 + 2 + i % 32];
-    case L3_Q4_0:
-        *half = l3__le16(row + i / 32 * 18);
-        return (row[i / 32 * 18 + 2 + i % 16] >> i % 32 / 16 * 4 & 15) - 8;
-    default: /* with the scale of 8 bits: divided by the other one */
-        *half = l3__le16(q6 + 208);
-        l3_unpack(type, row, i / 32 * 32, 32, v);
-        return (int64_t)lrint((double)v[i % 32] / (double)l3__from_f16(*half));
-    }
-}
-
-/* Products in whole numbers are exact, so every level of that kind gives these bits. */
-TEST(products_in_whole_numbers) {
-    test_rng r = {9};
-    for (int n = 0; n < times(200); n++) {
-        const l3__kernels *k        = l3__kernels_of(L3__FIXED);
-        product            p        = random_product(&r, types[3 + n % 3]);
-        const l3__fast    *f        = k->decode[l3__type_index(p.type)];
-        const size_t       position = (size_t)l3__packed_bytes(f, 1, p.cols);
-        unsigned char     *packed   = (unsigned char *)must(p.n * position);
-        float             *y        = new_floats(p.n, p.rows);
-        f->pack(p.type, p.x, p.xs, p.n, p.cols, packed);
-        f->rows(p.type, p.w + 1, p.row_bytes, p.rows, p.cols, packed, p.n, y, p.rows);
-        for (uint32_t i = 0; i < p.n * p.rows; i++) {
-            const void            *at    = packed + i / p.rows * position;
-            const l3__fixed_block *x     = (const l3__fixed_block *)at;
-            int64_t                total = 0;
-            uint32_t               half = 0, largest = 0;
-            for (uint32_t c = 0; c < p.cols; c++) {
-                int64_t w = whole_weight(p.type, p.w + 1 + i % p.rows * p.row_bytes, c, &half);
-                if (largest < (half & 0x7fff)) largest = half & 0x7fff;
-                w *= (int64_t)ldexp((double)l3__from_f16(half), 24);
-                total += w * x[c / 32].q[l3__fixed_at(c % 32)];
-            }
-            const float want = l3__fixed_float(total) * x->unit;
-            if (largest < 0x3c00 && !CHECK_MEM(&y[i], &want, sizeof want)) break;
-        }
-        free(packed);
-        free(y);
-        product_free(&p);
-    }
-}
-
-/* Rows too long, or scales too large, for sums of 64 bits. */
-TEST(beyond_whole_numbers) {
-    test_rng r = {10};
-    for (int i = 0; i < 6; i++) {
-        product        p = product_new(&r, types[3 + i % 3], 3, i < 3 ? 512 : i == 5 ? 8448 : 131104, i < 3 ? 5 : 1);
-        const uint32_t block = i % 3 == 0 ? 34 : 18;
-        for (uint32_t row = 0; i < 3 && row < p.rows; row++) { /* from 1 to 2 */
-            unsigned char *w = p.w + 1 + row * p.row_bytes;
-            float          v[512];
-            l3__put_le16(p.type == L3_Q6_K ? w + 208 : w + block * test_below(&r, 16), 0x3c00 + test_below(&r, 1024));
-            l3_unpack(p.type, w, 0, 512, v);
-            for (int c = 0; c < 512; c++) p.weights[row * 512 + (uint32_t)c] = (double)v[c];
-        }
-        CHECK(check_fast(&p, l3__kernels_of(L3__FIXED)->decode[3 + i % 3]));
-        product_free(&p);
-    }
-}
-
-/* The values of a tile, in whole numbers: each weight, times its row's scale, is rounded to a 32767th of the largest. */
-TEST(values_in_whole_numbers) {
-    test_rng r = {11};
-    for (int i = 0; i < times(100); i++) {
-        const uint32_t cols = 32 * (1 + test_below(&r, 4)), n = 1 + test_below(&r, L3__TILE);
-        product        p = product_new(&r, L3_Q8_0, n, cols, 1);
-        float          w[L3__TILE], got[128];
-        for (uint32_t t = 0; t < n; t++) w[t] = (float)test_unit(&r);
-        for (uint32_t c = 0; c < cols; c++) got[c] = p.x[c];
-        l3__fixed_weigh(p.w + 1, p.row_bytes, w, n, got, cols);
-        for (uint32_t c = 0; c < cols; c++) {
-            double want = (double)p.x[c], step = 0, rows = 0;
-            for (uint32_t t = 0; t < n; t++) {
-                const double scale = (double)l3__from_f16(l3__le16(p.w + 1 + t * p.row_bytes + c / 32 * 34));
-                want += (double)w[t] * p.weights[t * cols + c];
-                if ((double)w[t] * scale > step) step = (double)w[t] * scale;
-                rows += 128;
-            }
-            CHECK_NEAR(got[c], want, step / 32767 / 2 * rows * 1.001 + fabs(want) * 1e-6 + 1e-6);
-        }
-        product_free(&p);
-    }
-}
-#endif
-
 /* Ones on the diagonal give what was packed as bf16: rounded to nearest, ties to even. */
 TEST(rounding_to_bf16) {
     enum { N = 64 };
@@ -620,11 +528,6 @@ int main(void) {
     RUN(exponentials);
     RUN(products_with_packed_activations);
     RUN(activations_that_are_no_numbers);
-#if defined(L3__FIXED)
-    RUN(products_in_whole_numbers);
-    RUN(beyond_whole_numbers);
-    RUN(values_in_whole_numbers);
-#endif
     RUN(rounding_to_bf16);
     RUN(long_rows);
     RUN(fast_sessions);
