@@ -460,7 +460,7 @@ L3_API int l3_alloc_finish(l3_alloc *alloc, uint32_t row_count, uint32_t max_row
 #define L3__FIXED L3_LEVEL_DSP
 #define L3__DSP
 #include <arm_acle.h>
-#elif defined(__riscv_v_intrinsic) && !defined(L3_NO_SIMD)
+#elif defined(__riscv_v) && defined(__riscv_v_intrinsic) && !defined(L3_NO_SIMD) /* registers of 128 bits or more */
 #define L3__FIXED L3_LEVEL_RVV
 #define L3__RVV
 #include <riscv_vector.h>
@@ -1323,6 +1323,12 @@ L3__INLINE int32_t l3__fixed_bytes(const uint8_t *w, const int16_t *x) {
     const vint16m2_t q = __riscv_vsext_vf2_i16m2(__riscv_vle8_v_i8m1((const int8_t *)p, 16), 16);
     return l3__fixed_sum(__riscv_vwmul_vv_i32m4(q, __riscv_vle16_v_i16m2(x, 16), 16));
 }
+L3__INLINE int32_t l3__fixed_bytes32(const uint8_t *w, const int16_t *x) {
+    const void      *p = w;
+    const vint16m4_t q = __riscv_vsext_vf2_i16m4(__riscv_vle8_v_i8m2((const int8_t *)p, 32), 32);
+    const vint32m8_t v = __riscv_vwmul_vv_i32m8(q, __riscv_vle16_v_i16m4(x, 32), 32);
+    return __riscv_vmv_x_s_i32m1_i32(__riscv_vredsum_vs_i32m8_i32m1(v, __riscv_vmv_v_x_i32m1(0, 1), 32));
+}
 L3__INLINE int32_t l3__fixed_nibbles(const uint8_t *w, const int16_t *x) {
     const vuint8m1_t q = __riscv_vle8_v_u8m1(w, 16);
     const vint16m2_t low =
@@ -1346,6 +1352,11 @@ L3__INLINE int32_t l3__fixed_nibbles(const uint8_t *w, const int16_t *x) {
     return sum;
 }
 #endif
+#endif
+#if !defined(L3__RVV)
+L3__INLINE int32_t l3__fixed_bytes32(const uint8_t *w, const int16_t *x) {
+    return l3__fixed_bytes(w, x) + l3__fixed_bytes(w + 16, x + 16);
+}
 #endif
 
 /* Up to 32767 in size; for Q6_K, whose 32 products with 6 bits and a scale of 8 are added up, half of that. What is no number
@@ -1431,7 +1442,7 @@ L3__INLINE float l3__fixed_row(const int type, const uint8_t *row, const l3__fix
         const uint32_t half = l3__le16(type == L3_Q6_K ? w + 208 : w);
         int32_t        s;
         if ((half & 0x7fff) >= 0x3c00) return l3__fixed_wide(type, row, x, blocks);
-        if (type == L3_Q8_0) s = l3__fixed_bytes(w + 2, at->q) + l3__fixed_bytes(w + 18, at->q + 16);
+        if (type == L3_Q8_0) s = l3__fixed_bytes32(w + 2, at->q);
         else if (type == L3_Q4_0) s = l3__fixed_nibbles(w + 2, at->q) - 8 * at->sum;
         else s = l3__fixed_q6(w, b % 8, at->q);
         total += (int64_t)s * l3__fixed_half(half);
