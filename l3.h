@@ -308,7 +308,10 @@ typedef enum l3_level {
     L3_LEVEL_AMX,     /* and AMX with BF16, for prompts: on Linux, which is asked for permission           */
     L3_LEVEL_NEON,    /* AArch64: every one; 32-bit Arm if compiled for NEON: only what L3_FAST multiplies */
     L3_LEVEL_DOTPROD, /* and the int8 dot product of ARMv8.2 and later                                     */
-    L3_LEVEL_I8MM     /* and matrix products of int8 and bf16, ARMv8.6 and later                           */
+    L3_LEVEL_I8MM,    /* and matrix products of int8 and bf16, ARMv8.6 and later                           */
+    L3_LEVEL_DSP,     /* 32-bit Arm without NEON, if compiled for its DSP extension: Cortex-M4, M7, M33 .. */
+    L3_LEVEL_HELIUM,  /* Cortex-M55 and M85, if compiled for MVE, instead of DSP                           */
+    L3_LEVEL_RVV      /* RISC-V, if compiled for its vectors (V 1.0)                                       */
 } l3_level;
 
 /* "plain", "avx2" ...; NULL for a number that is no level. */
@@ -482,6 +485,24 @@ L3_API int l3_alloc_finish(l3_alloc *alloc, uint32_t row_count, uint32_t max_row
 #endif
 #if defined(L3__X86) || defined(L3__NEON)
 #define L3__VECTORS
+#endif
+/* Products in whole numbers, section >>fixed: which level has them, and what its operations are made of. A test may say
+ * -DL3_NO_SIMD -DL3__FIXED=L3_LEVEL_PLAIN. */
+#if defined(L3__VECTORS) || defined(L3__FIXED)
+#elif defined(__GNUC__) && defined(__ARM_FEATURE_MVE) && !defined(__ARM_BIG_ENDIAN) && !defined(L3_NO_SIMD)
+#define L3__FIXED L3_LEVEL_HELIUM
+#define L3__HELIUM
+#include <arm_mve.h>
+#elif defined(__GNUC__) && defined(__ARM_FEATURE_SIMD32) && !defined(__ARM_BIG_ENDIAN) && !defined(L3_NO_SIMD)
+#define L3__FIXED L3_LEVEL_DSP
+#define L3__DSP
+#include <arm_acle.h>
+#elif defined(__riscv_v) && defined(__riscv_v_intrinsic) && !defined(L3_NO_SIMD) /* registers of 128 bits or more */
+#define L3__FIXED L3_LEVEL_RVV
+#define L3__RVV
+#include <riscv_vector.h>
+#elif defined(__SOFTFP__) || (defined(__riscv) && !defined(__riscv_flen)) || defined(__XTENSA_SOFT_FLOAT__)
+#define L3__FIXED L3_LEVEL_PLAIN /* floats are computed by software there */
 #endif
 #if !defined(L3_NO_STDIO)
 #include <stdlib.h> /* getenv */
@@ -892,17 +913,22 @@ L3__INLINE float l3__expf(float x) {
     return p * l3__as_float((uint32_t)(half + 127) << 23) * l3__as_float((uint32_t)(k - half + 127) << 23);
 }
 
-/* Square root, correctly rounded for floats: Newton in double from a guess that halves the exponent. */
+/* Square root, correctly rounded, in whole numbers, digit by digit. */
 L3__FN float l3__sqrtf(float x) {
     if (!(x > 0.0f) || x > 3.4028235e38f) return x == 0.0f || x > 0.0f ? x : l3__as_float(0x7fc00000u);
-    const double d = (double)x;
-    uint64_t     bits;
-    double       y;
-    memcpy(&bits, &d, 8);
-    bits = (bits >> 1) + ((uint64_t)0x3ff00000 << 31);
-    memcpy(&y, &bits, 8);
-    for (int i = 0; i < 5; i++) y = 0.5 * (y + d / y);
-    return (float)y;
+    const uint32_t bits     = l3__as_bits(x);
+    int32_t        exponent = (int32_t)(bits >> 23) - 127;
+    uint32_t       rest = bits & 0x7fffff, root = 0;
+    if (exponent > -127) rest |= 0x800000;
+    else
+        for (exponent++; rest < 0x800000; exponent--) rest <<= 1; /* subnormal */
+    rest <<= 1 + (exponent & 1); /* the root of rest * 2^24 has 25 digits, the last one for rounding */
+    for (uint32_t digit = 1u << 24; digit > 0; digit >>= 1, rest <<= 1)
+        if (rest >= 2 * root + digit) {
+            rest -= 2 * root + digit;
+            root += digit;
+        }
+    return l3__as_float(((uint32_t)((exponent - (exponent & 1)) / 2 + 126) << 23) + (root + 1) / 2);
 }
 
 /* e^x in double, |x| < 700, by a Taylor series after reduction: for RoPE frequencies. */
@@ -934,14 +960,16 @@ L3__FN double l3__log(double x) {
     return 2 * s * sum + k * 6.93147180559945309417e-01;
 }
 
-/* Sine and cosine of an angle in radians, 0 <= a < 2^31: reduction by pi/2 in two parts (fdlibm's), Taylor series. */
+/* Sine and cosine of an angle in radians, 0 <= a < 2^31: reduction by pi/2 in two parts (fdlibm's), Taylor series to within
+ * 1e-11, without the divisions that take microcontrollers longest. */
 L3__FN void l3__sincos(double a, float *sine, float *cosine) {
     const int64_t k = (int64_t)(a * 6.36619772367581382433e-01 + 0.5);
     const double  r = (a - (double)k * 1.57079632673412561417e+00) - (double)k * 6.07710050650619224932e-11, r2 = r * r;
-    double        s = 1, c = 1;
-    for (int i = 15; i > 1; i -= 2) s = 1 - s * r2 / (i * (i - 1));
-    for (int i = 16; i > 1; i -= 2) c = 1 - c * r2 / (i * (i - 1));
-    s *= r;
+    const double  s =
+        r * (1 + r2 * (-1.0 / 6 + r2 * (1.0 / 120 + r2 * (-1.0 / 5040 + r2 * (1.0 / 362880 - r2 * (1.0 / 39916800))))));
+    const double c =
+        1 + r2 * (-1.0 / 2 + r2 * (1.0 / 24 + r2 * (-1.0 / 720 + r2 * (1.0 / 40320 + r2 * (-1.0 / 3628800 +
+                                                                                           r2 * (1.0 / 479001600))))));
     const double quarter[4] = {s, c, -s, -c};
     *sine                   = (float)quarter[k & 3];
     *cosine                 = (float)quarter[(k + 1) & 3];
@@ -1025,10 +1053,10 @@ L3__INLINE void l3__unpack_q8_0(const uint8_t *row, uint32_t first, uint32_t n, 
 L3__INLINE void l3__unpack_q4_0(const uint8_t *row, uint32_t first, uint32_t n, float *dst) {
     row += (size_t)(first / 32) * 18;
     const float scale = l3__from_f16(l3__le16(row));
-    float       all[32];
+    float       part[32], *all = n < 32 ? part : dst;
     for (int i = 0; i < 16; i++) all[i] = scale * (float)((row[2 + i] & 15) - 8);
     for (int i = 0; i < 16; i++) all[16 + i] = scale * (float)((row[2 + i] >> 4) - 8);
-    memcpy(dst, all, n * sizeof *dst);
+    if (n < 32) memcpy(dst, part, n * sizeof *dst);
 }
 /* A block of 256 is ql[128], qh[64], int8 scales[16], f16 d. Each half of 128 elements has four groups of 32: low
  * nibbles of ql, then high ones; two more bits from qh, shifted by the group; one scale for each 16 elements. */
@@ -1373,7 +1401,7 @@ L3__FN void l3__panel_rows(const uint8_t **row, const uint8_t *w, size_t row_byt
 }
 
 /* Whether any level here has products of its own for L3_FAST. Where none has, what would pack activations for them is left out. */
-#if defined(L3__VECTORS)
+#if defined(L3__VECTORS) || defined(L3__FIXED)
 #define L3__HAS_FAST 1
 #else
 #define L3__HAS_FAST 0
@@ -1390,6 +1418,253 @@ L3__FN int l3__type_index(int type) {
     default: return 5;
     }
 }
+
+/* >>fixed --------------------------------------------------------------------------------------------------------- */
+
+#if defined(L3__FIXED)
+/* L3_FAST in whole numbers, in little code, for processors that multiply them faster than floats: Cortex-M, RISC-V, and all that
+ * compute floats by software. Activations become int16 with one scale for a position, finer than int8 with a scale for each block
+ * unless a block is 258 times smaller than the largest. Their products with Q8_0, Q4_0 and Q6_K weights are exact: so are the
+ * sums, in units of 2^-24 of the scale, and every level of this kind gives the same ones. */
+
+/* 32 activations of a position; what they add up to; and what a unit of a sum is worth, the same in all blocks. */
+typedef struct l3__fixed_block {
+    int16_t q[32];
+    int32_t sum;
+    float   unit;
+} l3__fixed_block;
+
+/* Where activation i of a block lies, and the sum of w[i] * x[i] over 16 signed bytes, or over 16 bytes with a low nibble for x[0]
+ * to x[15] and a high one for x[16] to x[31]. */
+#if defined(L3__DSP)
+/* Bytes 0 and 2, and 1 and 3, of a word become two numbers of 16 bits by one instruction. */
+L3__INLINE uint32_t l3__fixed_at(uint32_t i) { return (i & ~3u) | (i & 1) << 1 | (i >> 1 & 1); }
+
+L3__INLINE uint32_t l3__sxtb16_8(uint32_t w) {
+    __asm__("sxtb16 %0, %1, ror #8" : "=r"(w) : "r"(w)); /* from the intrinsic gcc makes two instructions */
+    return w;
+}
+L3__INLINE int32_t l3__smlad(uint32_t w, const int16_t *x, int32_t sum) {
+    int16x2_t pair;
+    memcpy(&pair, x, 4);
+    return __smlad((int16x2_t)w, pair, sum);
+}
+L3__INLINE int32_t l3__fixed_bytes(const uint8_t *w, const int16_t *x) {
+    int32_t sum = 0;
+    L3__UNROLL
+    for (int i = 0; i < 16; i += 4) {
+        const uint32_t four = l3__le32(w + i);
+        sum                 = l3__smlad((uint32_t)__sxtb16((int8x4_t)four), x + i, sum);
+        sum                 = l3__smlad(l3__sxtb16_8(four), x + i + 2, sum);
+    }
+    return sum;
+}
+L3__INLINE int32_t l3__fixed_nibbles(const uint8_t *w, const int16_t *x) {
+    int32_t sum = 0;
+    L3__UNROLL
+    for (int i = 0; i < 16; i += 4) {
+        const uint32_t four = l3__le32(w + i), nibbles = 0x000f000f;
+        sum = l3__smlad(four & nibbles, x + i, sum);
+        sum = l3__smlad(four >> 8 & nibbles, x + i + 2, sum);
+        sum = l3__smlad(four >> 4 & nibbles, x + 16 + i, sum);
+        sum = l3__smlad(four >> 12 & nibbles, x + 18 + i, sum);
+    }
+    return sum;
+}
+#else
+L3__INLINE uint32_t l3__fixed_at(uint32_t i) { return i; }
+
+#if defined(L3__HELIUM)
+L3__INLINE int32_t  l3__fixed_bytes(const uint8_t *w, const int16_t *x) {
+     const void   *p   = w;
+     const int32_t sum = vmladavq_s16(vldrbq_s16((const int8_t *)p), vldrhq_s16(x));
+     return vmladavaq_s16(sum, vldrbq_s16((const int8_t *)p + 8), vldrhq_s16(x + 8));
+}
+L3__INLINE int32_t l3__fixed_nibbles(const uint8_t *w, const int16_t *x) {
+    int32_t sum = 0;
+    for (int i = 0; i < 16; i += 8) {
+        const uint16x8_t q = vldrbq_u16(w + i);
+        sum = vmladavaq_s16(sum, vreinterpretq_s16_u16(vandq_u16(q, vdupq_n_u16(15))), vldrhq_s16(x + i));
+        sum = vmladavaq_s16(sum, vreinterpretq_s16_u16(vshrq_n_u16(q, 4)), vldrhq_s16(x + 16 + i));
+    }
+    return sum;
+}
+#elif defined(L3__RVV)
+L3__INLINE int32_t l3__fixed_sum(vint32m4_t v) {
+    return __riscv_vmv_x_s_i32m1_i32(__riscv_vredsum_vs_i32m4_i32m1(v, __riscv_vmv_v_x_i32m1(0, 1), 16));
+}
+L3__INLINE int32_t l3__fixed_bytes(const uint8_t *w, const int16_t *x) {
+    const void      *p = w;
+    const vint16m2_t q = __riscv_vsext_vf2_i16m2(__riscv_vle8_v_i8m1((const int8_t *)p, 16), 16);
+    return l3__fixed_sum(__riscv_vwmul_vv_i32m4(q, __riscv_vle16_v_i16m2(x, 16), 16));
+}
+L3__INLINE int32_t l3__fixed_bytes32(const uint8_t *w, const int16_t *x) {
+    const void      *p = w;
+    const vint16m4_t q = __riscv_vsext_vf2_i16m4(__riscv_vle8_v_i8m2((const int8_t *)p, 32), 32);
+    const vint32m8_t v = __riscv_vwmul_vv_i32m8(q, __riscv_vle16_v_i16m4(x, 32), 32);
+    return __riscv_vmv_x_s_i32m1_i32(__riscv_vredsum_vs_i32m8_i32m1(v, __riscv_vmv_v_x_i32m1(0, 1), 32));
+}
+L3__INLINE int32_t l3__fixed_nibbles(const uint8_t *w, const int16_t *x) {
+    const vuint8m1_t q = __riscv_vle8_v_u8m1(w, 16);
+    const vint16m2_t low =
+        __riscv_vreinterpret_v_u16m2_i16m2(__riscv_vzext_vf2_u16m2(__riscv_vand_vx_u8m1(q, 15, 16), 16));
+    const vint16m2_t high =
+        __riscv_vreinterpret_v_u16m2_i16m2(__riscv_vzext_vf2_u16m2(__riscv_vsrl_vx_u8m1(q, 4, 16), 16));
+    const vint32m4_t half = __riscv_vwmul_vv_i32m4(low, __riscv_vle16_v_i16m2(x, 16), 16);
+    return l3__fixed_sum(__riscv_vwmacc_vv_i32m4(half, high, __riscv_vle16_v_i16m2(x + 16, 16), 16));
+}
+#else
+L3__INLINE int32_t l3__fixed_bytes(const uint8_t *w, const int16_t *x) {
+    int32_t sum = 0;
+    L3__UNROLL
+    for (int i = 0; i < 16; i++) sum += (int8_t)w[i] * x[i];
+    return sum;
+}
+L3__INLINE int32_t l3__fixed_nibbles(const uint8_t *w, const int16_t *x) {
+    int32_t sum = 0;
+    L3__UNROLL
+    for (int i = 0; i < 16; i++) sum += (w[i] & 15) * x[i] + (w[i] >> 4) * x[16 + i];
+    return sum;
+}
+#endif
+#endif
+#if !defined(L3__RVV)
+L3__INLINE int32_t l3__fixed_bytes32(const uint8_t *w, const int16_t *x) {
+    return l3__fixed_bytes(w, x) + l3__fixed_bytes(w + 16, x + 16);
+}
+#endif
+
+/* Up to 32767 in size; for Q6_K, whose 32 products with 6 bits and a scale of 8 are added up, half of that. What is no number
+ * leaves a unit that is none. */
+L3__FN void l3__fixed_pack(int type, const float *x, size_t xs, uint32_t n, uint32_t cols, unsigned char *dst) {
+    const float      limit = type == L3_Q6_K ? 16383.0f : 32767.0f;
+    void            *first = dst;
+    l3__fixed_block *to    = (l3__fixed_block *)first;
+    for (; n > 0; n--, x += xs) {
+        uint32_t peak = 0; /* magnitudes are compared as integers, which orders NaN above infinity */
+        for (uint32_t i = 0; i < cols; i++) {
+            const uint32_t size = l3__as_bits(x[i]) & 0x7fffffff;
+            if (size > peak) peak = size;
+        }
+        const float high = l3__as_float(peak), unit = high / limit * 5.9604644775390625e-8f; /* 2^-24 */
+        const bool  usable = peak > 0x1e000000u && peak < 0x7f800000u;                       /* from 7e-21 on */
+        const float factor = usable ? limit / high : 0.0f;
+        for (uint32_t i = 0; i < cols; i += 32, to++) {
+            to->sum  = 0;
+            to->unit = unit;
+            for (uint32_t k = 0; k < 32; k++) { /* to nearest even; right below 2^22 */
+                const float   shifted  = x[i + k] * factor + 12582912.0f;
+                const int32_t q        = usable ? (int32_t)(l3__as_bits(shifted) - 0x4b400000u) : 0;
+                to->q[l3__fixed_at(k)] = (int16_t)q;
+                to->sum += q;
+            }
+        }
+    }
+}
+
+/* One of 8 groups of 32 of a block of Q6_K, with its two scales. */
+L3__FN int32_t l3__fixed_q6(const uint8_t *block, uint32_t group, const int16_t *x) {
+    const uint8_t *ql = block + group / 4 * 64 + group % 2 * 32, *qh = block + 128 + group / 4 * 32;
+    const uint32_t low = group % 4 / 2 * 4, high = group % 4 * 2;
+    int32_t        sum = 0;
+    for (uint32_t h = 0; h < 2; h++, ql += 16, qh += 16, x += 16) {
+        uint8_t v[16];
+        for (uint32_t i = 0; i < 16; i++) v[i] = (uint8_t)(((ql[i] >> low & 15) | (qh[i] >> high & 3) << 4) - 32);
+        sum += (int8_t)block[192 + group * 2 + h] * l3__fixed_bytes(v, x);
+    }
+    return sum;
+}
+
+/* A half below 1 in units of 2^-24. */
+L3__INLINE int32_t l3__fixed_half(uint32_t h) {
+#if defined(__arm__) && defined(__ARM_FP) && defined(__ARM_FEATURE_FMA) /* VFPv4 and FPv4 on */
+    float f = l3__as_float(h);
+    __asm__("vcvtb.f32.f16 %0, %0\n\tvcvt.s32.f32 %0, %0, #24" : "+t"(f));
+    return (int32_t)l3__as_bits(f);
+#else
+    const uint32_t exponent = h >> 10 & 31, rest = h & 0x3ff;
+    const uint32_t size = exponent ? (rest | 0x400) << (exponent - 1) : rest;
+    return h & 0x8000 ? -(int32_t)size : (int32_t)size;
+#endif
+}
+
+L3__INLINE float l3__fixed_float(int64_t v) {
+#if defined(__arm__) && defined(__ARM_FP) /* in two parts, which need no function */
+    return (float)(int32_t)(v >> 32) * 4294967296.0f + (float)(uint32_t)v;
+#else
+    return (float)v;
+#endif
+}
+
+/* A row times a position where the rest would not do: by floats. */
+L3__FN float l3__fixed_wide(int type, const uint8_t *row, const l3__fixed_block *x, uint32_t blocks) {
+    const float unit = x->unit * 16777216.0f;
+    float       w[32], sum = 0;
+    for (uint32_t b = 0; b < blocks; b++, x++) {
+        l3_unpack(type, row, b * 32, 32, w);
+        for (uint32_t i = 0; i < 32; i++) sum += w[i] * (float)x->q[l3__fixed_at(i)];
+    }
+    return sum * unit;
+}
+
+/* Sums of 64 bits have room for 2^12 times 2^27 * 2^24, or with Q6_K for 2^8 times 2^31 * 2^24. */
+L3__INLINE float l3__fixed_row(const int type, const uint8_t *row, const l3__fixed_block *x, uint32_t blocks) {
+    const l3__fixed_block *at    = x;
+    const uint8_t         *w     = row;
+    int64_t                total = 0;
+    if (blocks > (type == L3_Q6_K ? 256 : 4096)) return l3__fixed_wide(type, row, x, blocks);
+    for (uint32_t b = 0; b < blocks; b++, at++) {
+        const uint32_t half = l3__le16(type == L3_Q6_K ? w + 208 : w);
+        int32_t        s;
+        if ((half & 0x7fff) >= 0x3c00) return l3__fixed_wide(type, row, x, blocks);
+        if (type == L3_Q8_0) s = l3__fixed_bytes32(w + 2, at->q);
+        else if (type == L3_Q4_0) s = l3__fixed_nibbles(w + 2, at->q) - 8 * at->sum;
+        else s = l3__fixed_q6(w, b % 8, at->q);
+        total += (int64_t)s * l3__fixed_half(half);
+        w += type == L3_Q8_0 ? 34 : type == L3_Q4_0 ? 18 : b % 8 == 7 ? 210 : 0;
+    }
+    return l3__fixed_float(total) * x->unit;
+}
+
+/* out (cols,) += the n <= 32 rows of Q8_0 weighted by w, which is rounded after it has met the rows' scales. */
+L3__FN void l3__fixed_weigh(const uint8_t *rows, size_t row_bytes, const float *w, uint32_t n, float *out,
+                            uint32_t cols) {
+    for (uint32_t i = 0; i < cols; i += 32, rows += 34, out += 32) {
+        float           weight[32] = {0};
+        l3__fixed_block x;
+        void           *packed = &x;
+        for (uint32_t t = 0; t < n; t++) weight[t] = w[t] * l3__from_f16(l3__le16(rows + t * row_bytes));
+        l3__fixed_pack(L3_Q8_0, weight, 0, 1, 32, (unsigned char *)packed);
+        const float unit = x.unit * 16777216.0f;
+        for (uint32_t c = 0; c < 32; c += 4) {
+            const uint8_t *v      = rows + 2 + c;
+            int32_t        sum[4] = {0, 0, 0, 0};
+            for (uint32_t t = 0; t < n; t++, v += row_bytes) {
+                const int32_t q = x.q[l3__fixed_at(t)];
+                L3__UNROLL
+                for (int j = 0; j < 4; j++) sum[j] += q * (int8_t)v[j];
+            }
+            for (uint32_t j = 0; j < 4; j++) out[c + j] += (float)sum[j] * unit;
+        }
+    }
+}
+
+#define L3__FIXED_ROWS(name, type)                                                                             \
+    L3__FN void l3__fixed_rows_##name(int t, const uint8_t *w, size_t row_bytes, uint32_t rows, uint32_t cols, \
+                                      const unsigned char *packed, uint32_t n, float *y, size_t ys) {          \
+        const void *x = packed;                                                                                \
+        (void)t;                                                                                               \
+        for (; rows > 0; rows--, w += row_bytes, y++)                                                          \
+            for (uint32_t p = 0; p < n; p++)                                                                   \
+                y[p * ys] = l3__fixed_row(type, w, (const l3__fixed_block *)x + p * (cols / 32), cols / 32);   \
+    }                                                                                                          \
+    static const l3__fast l3__fixed_##name = {l3__fixed_pack, l3__fixed_rows_##name, NULL, NULL, 1, 18, 0};
+L3__FIXED_ROWS(q8_0, L3_Q8_0)
+L3__FIXED_ROWS(q4_0, L3_Q4_0)
+L3__FIXED_ROWS(q6_k, L3_Q6_K)
+#define L3__FIXED_DECODE \
+    { NULL, NULL, NULL, &l3__fixed_q8_0, &l3__fixed_q4_0, &l3__fixed_q6_k }
+#endif
 
 /* The kernels of one level. The first ones give the same bits at every level. */
 typedef struct l3__kernels {
@@ -1416,8 +1691,12 @@ typedef struct l3__kernels {
         l3__matmul_f32, L3__IF_F16(l3__matmul_f16), L3__IF_BF16(l3__matmul_bf16), L3__IF_Q8_0(l3__matmul_q8_0),      \
             L3__IF_Q4_0(l3__matmul_q4_0), L3__IF_Q6_K(l3__matmul_q6_k)                                               \
     }
-static const l3__kernels l3__plain_kernels = {
-    L3_LEVEL_PLAIN, 32, L3__PLAIN_KERNELS, {NULL, NULL, NULL, NULL, NULL, NULL}, {NULL, NULL, NULL, NULL, NULL, NULL}};
+#define L3__NO_FAST \
+    { NULL, NULL, NULL, NULL, NULL, NULL }
+#if defined(L3__FIXED)
+static const l3__kernels l3__fixed_kernels = {L3__FIXED, 32, L3__PLAIN_KERNELS, L3__FIXED_DECODE, L3__NO_FAST};
+#endif
+static const l3__kernels l3__plain_kernels = {L3_LEVEL_PLAIN, 32, L3__PLAIN_KERNELS, L3__NO_FAST, L3__NO_FAST};
 
 /* 1 / rms(x): the scale of RMSNorm (Zhang, Sennrich 2019). */
 L3__FN float l3__rms_scale(const l3__kernels *k, const float *x, uint32_t n, float epsilon) {
@@ -1898,8 +2177,8 @@ L3__BASE_OP int32_t l3__quantize32(const float *x, int8_t *q, float *scale) {
 }
 #else
 #if defined(__aarch64__)
-L3__BASE_OP uint32_t l3__most_neon(uint32x4_t a) { return vmaxvq_u32(a); }
-L3__BASE_OP int32_t l3__sum_of_neon(int32x4_t a) { return vaddvq_s32(a); }
+L3__BASE_OP uint32_t  l3__most_neon(uint32x4_t a) { return vmaxvq_u32(a); }
+L3__BASE_OP int32_t   l3__sum_of_neon(int32x4_t a) { return vaddvq_s32(a); }
 L3__BASE_OP int32x4_t l3__round_neon(float32x4_t a) { return vcvtnq_s32_f32(a); }
 #else
 L3__BASE_OP uint32_t l3__most_neon(uint32x4_t a) {
@@ -1919,15 +2198,15 @@ L3__BASE_OP int32x4_t l3__round_neon(float32x4_t a) { /* to nearest even; right 
  * neither gets lost, and the scale says it. */
 L3__BASE_OP int32_t l3__quantize32(const float *x, int8_t *q, float *scale) {
     uint32x4_t peak = vdupq_n_u32(0);
-    int32x4_t sum = vdupq_n_s32(0);
-    int16x4_t half[8];
+    int32x4_t  sum  = vdupq_n_s32(0);
+    int16x4_t  half[8];
     L3__EACH(j, 8) peak = vmaxq_u32(vreinterpretq_u32_f32(vabsq_f32(vld1q_f32(x + 4 * j))), peak);
     const float high = l3__as_float(l3__most_neon(peak)), to = high > 0 ? 127.0f / high : 0.0f;
     *scale = high / 127.0f;
     L3__EACH(j, 8) {
         const int32x4_t i = l3__round_neon(vmulq_n_f32(vld1q_f32(x + 4 * j), to));
-        half[j] = vqmovn_s32(i);
-        sum = vaddq_s32(sum, i);
+        half[j]           = vqmovn_s32(i);
+        sum               = vaddq_s32(sum, i);
     }
     L3__EACH(j, 4) vst1_s8(q + 8 * j, vqmovn_s16(vcombine_s16(half[2 * j], half[2 * j + 1])));
     return l3__sum_of_neon(sum);
@@ -2822,6 +3101,9 @@ L3_API const char *l3_level_name(int level) {
     case L3_LEVEL_NEON: return "neon";
     case L3_LEVEL_DOTPROD: return "dotprod";
     case L3_LEVEL_I8MM: return "i8mm";
+    case L3_LEVEL_DSP: return "dsp";
+    case L3_LEVEL_HELIUM: return "helium";
+    case L3_LEVEL_RVV: return "rvv";
     default: return NULL;
     }
 }
@@ -2849,6 +3131,9 @@ L3__FN bool l3__has_i8mm(void) {
 
 /* The kernels of a level, or NULL where it does not work. */
 L3__FN const l3__kernels *l3__kernels_of(int level) {
+#if defined(L3__FIXED)
+    if (level == L3__FIXED) return &l3__fixed_kernels;
+#endif
     if (level == L3_LEVEL_PLAIN) return &l3__plain_kernels;
 #if defined(L3__X86)
     const bool avx2   = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -2889,7 +3174,7 @@ L3__FN const l3__kernels *l3__choose_kernels(int level) {
     }
 #endif
     if (level != L3_LEVEL_BEST) return l3__kernels_of(level);
-    for (int i = L3_LEVEL_I8MM; !k; i--) k = l3__kernels_of(i);
+    for (int i = L3_LEVEL_RVV; !k; i--) k = l3__kernels_of(i);
     return k;
 }
 /* >>threads ------------------------------------------------------------------------------------------------------- */
@@ -3239,11 +3524,11 @@ L3_API void l3_source_close_file(l3_file *f) {
 
 L3__FN int l3__read_file(void *user, uint64_t off, void *dst, size_t n) {
     const l3_file *f = (const l3_file *)user;
-    uint8_t *p = (uint8_t *)dst;
+    uint8_t       *p = (uint8_t *)dst;
     while (n) {
-        const size_t want = n > 0x40000000 ? 0x40000000 : n;
+        const size_t  want = n > 0x40000000 ? 0x40000000 : n;
 #ifdef L3__HAVE_PREAD
-        const ssize_t got = pread((int)f->handle, p, want, (off_t)off);
+        const ssize_t got  = pread((int)f->handle, p, want, (off_t)off);
 #else
         const ssize_t got =
             lseek((int)f->handle, (off_t)off, SEEK_SET) < 0 ? -1 : read((int)f->handle, p, want); /* one thread only */
@@ -3258,8 +3543,8 @@ L3__FN int l3__read_file(void *user, uint64_t off, void *dst, size_t n) {
 
 #ifdef POSIX_MADV_WILLNEED
 L3__FN void l3__hint_map(void *user, uint64_t off, size_t n) {
-    const l3_file *f = (const l3_file *)user;
-    const uintptr_t p = (uintptr_t)f->mapping + (uintptr_t)off;
+    const l3_file  *f    = (const l3_file *)user;
+    const uintptr_t p    = (uintptr_t)f->mapping + (uintptr_t)off;
     const uintptr_t skip = p & ((uintptr_t)f->view - 1); /* view: the page size */
     (void)posix_madvise((void *)(p - skip), n + (size_t)skip, POSIX_MADV_WILLNEED);
 }
@@ -3281,7 +3566,7 @@ L3_API int l3_source_open_file(l3_file *f, const char *path, l3_file_mode mode, 
         close(fd);
         return l3__open_error(err, failed, "is empty or no regular file", path);
     }
-    f->handle = fd;
+    f->handle      = fd;
     f->source.user = f;
     f->source.size = (uint64_t)st.st_size;
     f->source.read = l3__read_file;
@@ -3291,9 +3576,9 @@ L3_API int l3_source_open_file(l3_file *f, const char *path, l3_file_mode mode, 
     if (mode == L3_FILE_MAP && f->source.size <= SIZE_MAX) {
         void *p = mmap(NULL, (size_t)f->source.size, PROT_READ, MAP_SHARED, fd, 0);
         if (p != MAP_FAILED) {
-            f->mapping = p;
-            f->view = (intptr_t)sysconf(_SC_PAGESIZE);
-            f->source.map = l3__map_file;
+            f->mapping     = p;
+            f->view        = (intptr_t)sysconf(_SC_PAGESIZE);
+            f->source.map  = l3__map_file;
 #ifdef POSIX_MADV_WILLNEED
             f->source.hint = l3__hint_map;
 #endif
@@ -3696,6 +3981,13 @@ L3__FN const l3__fast *l3__fast_for(const l3_work *w, int type) {
 
 L3__FN uint64_t l3__packed_bytes(const l3__fast *f, uint32_t n, uint32_t cols) {
     return f ? ((uint64_t)n + f->tile - 1) / f->tile * f->tile * (((uint64_t)cols + 31) / 32) * f->words * 4 : 0;
+}
+
+/* score (n,) = n rows times q (cols,): rounded, in `packed`, as `fast` says, or as it is where that is NULL. */
+L3__FN void l3__scores(const l3_work *w, const l3__fast *fast, int type, const uint8_t *rows, size_t row_bytes,
+                       uint32_t n, uint32_t cols, const float *q, const unsigned char *packed, float *score) {
+    if (fast) l3__multiply(fast, type, rows, row_bytes, n, cols, packed, 1, score, 0);
+    else w->kernels->matmul[l3__type_index(type)](rows, row_bytes, n, cols, q, 0, 1, score, 0);
 }
 
 typedef struct l3__pack_job {
@@ -4110,16 +4402,6 @@ L3__FN const l3__fast *l3__fast_scores(const l3_work *w, const l3_lookup *l) {
     return L3__HAS_FAST && w->config.mode == L3_FAST ? w->kernels->decode[l3__type_index(l->rows.type)] : NULL;
 }
 
-/* score (n,) = rows times the query of position p. */
-L3__FN void l3__score_rows(const l3_work *w, const l3_lookup *l, const uint8_t *keys, size_t row, uint32_t n,
-                           uint32_t p, float *score) {
-    const l3__fast *f    = l3__fast_scores(w, l);
-    const uint32_t  d    = l->key_length;
-    const int       type = l->rows.type;
-    if (f) l3__multiply(f, type, keys, row, n, d, w->packed + p * l3__packed_bytes(f, 1, d), 1, score, 0);
-    else w->kernels->matmul[l3__type_index(type)](keys, row, n, d, w->query + (size_t)p * d, 0, 1, score, 0);
-}
-
 /* What multiplies a row's score. */
 L3__FN float l3__score_scale(l3_work *w, const l3_lookup *l, const uint8_t *key) {
     if (!l->key_norm) return l->score_scale;
@@ -4138,8 +4420,11 @@ L3__FN void l3__attend_chunk(l3_work *w, const l3__chunk *c, uint32_t begin, uin
         float          scale[L3__TILE], score[L3__TILE];
         for (uint32_t i = 0; i < n; i++) scale[i] = l3__score_scale(w, l, keys + i * row);
         for (uint32_t i = begin; i < end; i++) {
-            const uint32_t p = w->order[i];
-            l3__score_rows(w, l, keys, row, n, p, score);
+            const uint32_t  p    = w->order[i];
+            const float    *q    = w->query + (size_t)p * l->key_length;
+            const l3__fast *fast = l3__fast_scores(w, l);
+            l3__scores(w, fast, l->rows.type, keys, row, n, l->key_length, q,
+                       w->packed + p * l3__packed_bytes(fast, 1, l->key_length), score);
             for (uint32_t k = 0; k < n; k++) score[k] *= scale[k];
             l3__attend_rows(w, l, p, score, keys + value, row, n);
         }

@@ -1722,9 +1722,19 @@ L3__FN void l3__attend(const l3_session *s, uint32_t block, uint32_t p, uint32_t
     float               *out    = s->attended + ((size_t)p * x->n_heads + h) * x->head_dim;
     const float          scale  = 1.0f / l3__sqrtf((float)x->head_dim);
     const l3__kernels   *k      = s->work.kernels;
-    const l3__matmul_fn  scores = k->matmul[l3__type_index(owner->config.kv_type)];
+    const int            type   = owner->config.kv_type;
+    const l3__fast      *fast   = NULL;
+    unsigned char       *packed = NULL;
     float                w[L3__TILE], peak = a->peak, total = a->total;
     uint32_t             t = a->at;
+#if defined(L3__FIXED) /* queries and keys in whole numbers, too */
+    l3__fixed_block query[L3__MAX_HEAD / 32];
+    void           *room = query;
+    packed               = (unsigned char *)room;
+    if (s->config.work.mode == L3_FAST && k->level == L3__FIXED && x->head_dim % 32 == 0 && x->head_dim <= L3__MAX_HEAD)
+        fast = k->decode[l3__type_index(type)];
+    if (fast) fast->pack(type, q, 0, 1, x->head_dim, packed);
+#endif
     if (t == 0) {
         peak  = l3__as_float(0xff800000u);
         total = 0;
@@ -1733,7 +1743,7 @@ L3__FN void l3__attend(const l3_session *s, uint32_t block, uint32_t p, uint32_t
     for (; t < n && tiles > 0; t += L3__TILE, tiles--) {
         const uint32_t count = n - t < L3__TILE ? n - t : L3__TILE;
         const size_t   skip  = t * owner->kv_row;
-        scores(keys + skip, owner->kv_row, count, x->head_dim, q, 0, 1, w, 0);
+        l3__scores(&s->work, fast, type, keys + skip, owner->kv_row, count, x->head_dim, q, packed, w);
         const float high = k->scale_scores(w, count, scale, peak);
         if (high > peak) {
             const float shrink = l3__expf(peak - high);
@@ -1742,7 +1752,13 @@ L3__FN void l3__attend(const l3_session *s, uint32_t block, uint32_t p, uint32_t
             peak = high;
         }
         total += k->exp_scores(w, peak);
-        k->weigh_rows(owner->config.kv_type, values + skip, owner->kv_row, w, count, out, x->head_dim);
+#if defined(L3__FIXED)
+        if (fast) {
+            l3__fixed_weigh(values + skip, owner->kv_row, w, count, out, x->head_dim);
+            continue;
+        }
+#endif
+        k->weigh_rows(type, values + skip, owner->kv_row, w, count, out, x->head_dim);
     }
     a->at = t, a->peak = peak, a->total = total;
     for (uint32_t i = 0; t >= n && i < x->head_dim; i++) out[i] /= total;

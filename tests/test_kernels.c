@@ -205,12 +205,13 @@ TEST(exponentials) {
 /* ---- products with packed activations ---- */
 
 /* How far output `row` of position `p` may be from the exact product: each activation rounded to int8 (10 words a block) is off by
- * half a step of its block's scale at most, to int16 (17 words) by 1/258 of that; in bf16, which has 8 bits, weight and activation by 2^-8 of their size each (BF16 weights are not
+ * half a step of its block's scale at most, to int16 (17 words) by 1/258 of that, or (18 words) of the position's largest scale,
+ * for Q6_K twice that; in bf16, which has 8 bits, weight and activation by 2^-8 of their size each (BF16 weights are not
  * rounded); sums in float by a little. */
 static double allowed(const product *m, const l3__fast *f, uint32_t row, uint32_t p, double *exact) {
     const double *w    = m->weights + (size_t)row * m->cols;
     const float  *x    = m->x + p * m->xs;
-    double        size = 0, steps = 0;
+    double        size = 0, steps = 0, all_weights = 0, highest = 0;
     *exact = 0;
     for (uint32_t b = 0; b < m->cols; b += 32) {
         double peak = 0, weights = 0;
@@ -221,9 +222,23 @@ static double allowed(const product *m, const l3__fast *f, uint32_t row, uint32_
             if (fabs((double)x[i]) > peak) peak = fabs((double)x[i]);
         }
         steps += weights * peak / 127 / 2 * 1.0001;
+        all_weights += weights;
+        if (peak > highest) highest = peak;
     }
     const double bf16 = size / (m->type == L3_BF16 ? 255 : 127);
-    return (f->words < 16 ? steps : f->words == 17 ? steps / 258 : f->words == 16 ? bf16 : 0) + size * 4e-6;
+    if (f->words == 18) steps = all_weights * highest / (m->type == L3_Q6_K ? 16383 : 32767) / 2 * 1.0001;
+    if (f->words == 17) steps /= 258;
+    return (f->words == 32 ? 0 : f->words == 16 ? bf16 : steps) + size * 4e-6;
+}
+
+/* Whether some level has products with packed activations. */
+static int some_fast(void) {
+    for (int level = FIRST_LEVEL; l3_level_name(level); level++) {
+        const l3__kernels *k = l3__kernels_of(level);
+        for (int t = 0; k && t < L3__N_TYPES; t++)
+            if (k->decode[t] || k->prefill[t]) return 1;
+    }
+    return 0;
 }
 
 static float *multiply(const product *m, const l3__fast *f, uint32_t first, uint32_t n) {
@@ -272,7 +287,7 @@ TEST(products_with_packed_activations) {
             product_free(&p);
         }
     }
-    if (l3__choose_kernels(L3_LEVEL_BEST)->level == L3_LEVEL_PLAIN) SKIP("no level above plain works here");
+    if (!some_fast()) SKIP("no level that works here rounds activations");
 }
 
 /* An activation that is no number leaves no number in its position's outputs, and the other positions alone. */
@@ -296,7 +311,7 @@ TEST(activations_that_are_no_numbers) {
             product_free(&p);
         }
     }
-    if (l3__choose_kernels(L3_LEVEL_BEST)->level == L3_LEVEL_PLAIN) SKIP("no level above plain works here");
+    if (!some_fast()) SKIP("no level that works here rounds activations");
 }
 
 /* Ones on the diagonal give what was packed as bf16: rounded to nearest, ties to even. */
@@ -320,7 +335,7 @@ TEST(rounding_to_bf16) {
             if (!CHECK(y[i] == (f->words == 16 ? l3__as_float(l3__to_bf16(x[i]) << 16) : x[i]))) break;
         free(y);
     }
-    if (l3__choose_kernels(L3_LEVEL_BEST)->level == L3_LEVEL_PLAIN) SKIP("no level above plain works here");
+    if (!l3__choose_kernels(L3_LEVEL_BEST)->prefill[2]) SKIP("no level that works here has prompts of bf16");
 }
 
 /* Long rows go through more than one panel. */
@@ -335,7 +350,7 @@ TEST(long_rows) {
             product_free(&p);
         }
     }
-    if (l3__choose_kernels(L3_LEVEL_BEST)->level == L3_LEVEL_PLAIN) SKIP("no level above plain works here");
+    if (!some_fast()) SKIP("no level that works here rounds activations");
 }
 
 /* ---- sessions in fast mode ---- */
@@ -405,7 +420,11 @@ static l3_session_config random_pipes(test_rng *r, const l3_model *model, const 
 
 /* Rounding activations to int8 leaves a noise of about 1 / 127 / sqrt(12) of the block's peak, 0.7% of a usual value, in each
  * product; over the 16 products on the way to the logits of these models that makes 3%. */
-static const double FAST_DIFFERENCE = 0.035;
+#if defined(L3__FIXED) /* to int16: measured 3e-5; queries of lookups are rounded even where no weight is */
+static const double FAST_DIFFERENCE = 2e-4, UNROUNDED_DIFFERENCE = 2e-4;
+#else
+static const double FAST_DIFFERENCE = 0.035, UNROUNDED_DIFFERENCE = 1e-5;
+#endif
 
 /* A random model at one level: two ways of bytes, threads, batches, windows and caches; then how far exact mode is. */
 static void check_model(int i, int level, test_rng *r, double *most) {
@@ -439,9 +458,9 @@ static void check_model(int i, int level, test_rng *r, double *most) {
         rig_close(&g);
     }
     for (int k = 0; k < 2; k++) {
-        const double d = relative_difference(want[k], exact, n);
-        const double allow =
-            spec.weight_type == MK_F32 && i < 6 ? 1e-5 : FAST_DIFFERENCE; /* nothing is rounded there */
+        const double d     = relative_difference(want[k], exact, n);
+        const double allow = spec.weight_type == MK_F32 && i < 6 ? UNROUNDED_DIFFERENCE
+                                                                 : FAST_DIFFERENCE; /* no weight meets rounded ones */
         if (!CHECK(d < allow)) fprintf(stderr, "    %s, model %d: %.3g\n", l3_level_name(level), i, d);
         if (d > *most) *most = d;
         free(want[k]);
