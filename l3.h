@@ -382,8 +382,7 @@ L3_API int l3_lookup_forward(l3_work *work, uint32_t layer, float *x, l3_error *
 typedef struct l3_target {
     uint32_t align;   /* L3_ALIGN of its build */
     uint32_t pointer; /* bytes of a pointer and of a size_t */
-    uint32_t
-        packed; /* bytes into which L3_FAST packs 32 activations for Q8_0, Q4_0 and Q6_K; 0: plain C, it does not */
+    uint32_t packed;  /* bytes into which L3_FAST packs 32 activations for weights in blocks; 0: it does not */
     uint32_t lookup, work, model, block, session, tokenizer, sampler;
 } l3_target;
 
