@@ -386,6 +386,7 @@ L3_API int l3_lookup_forward(l3_work *work, uint32_t layer, float *x, l3_error *
 typedef struct l3_target {
     uint32_t align;   /* L3_ALIGN of its build */
     uint32_t pointer; /* bytes of a pointer and of a size_t */
+    uint32_t packed;  /* bytes into which L3_FAST packs 32 activations for weights in blocks; 0: it does not */
     uint32_t lookup, work, model, block, session, tokenizer, sampler;
 } l3_target;
 
@@ -4707,8 +4708,21 @@ L3__FN void l3__scratch_layout(l3__arena *a, l3_work *w) {
     w->out   = (float *)l3__take(a, (uint64_t)w->batch * key, sizeof(float));
 }
 
+#ifndef L3_NO_STDIO
+L3__FN uint64_t l3__most_packed_there(const l3_target *target, const l3_work *w, const l3__widths *widths) {
+    uint64_t most = 0;
+    for (int i = l3__type_index(L3_Q8_0); w->config.mode == L3_FAST && i < L3__N_TYPES; i++)
+        if (most < ((uint64_t)widths->cols[i] + 31) / 32) most = ((uint64_t)widths->cols[i] + 31) / 32;
+    return most * target->packed * w->batch;
+}
+#endif
+
 /* Bytes of packed activations: the most that a matrix of any type needs for a whole batch. */
-L3__FN uint64_t l3__most_packed(const l3_work *w, const l3__widths *widths) {
+L3__FN uint64_t l3__most_packed(const l3__arena *a, const l3_work *w, const l3__widths *widths) {
+#ifndef L3_NO_STDIO
+    if (a->target) return l3__most_packed_there(a->target, w, widths);
+#endif
+    (void)a;
     if (!L3__HAS_FAST) return 0;
     const l3__fast *floats = w->kernels->prefill[0];
     uint64_t        most   = w->config.mode == L3_FAST ? l3__packed_bytes(floats, w->batch, widths->queries) : 0;
@@ -4756,7 +4770,7 @@ L3__FN bool l3__work_layout(l3__arena *a, l3_work *w, const l3_lookup *layers, u
     L3__PURPOSE(a, scratch);
     w->vector = (float *)l3__take(a, widths->vector, sizeof(float));
     w->row    = (float *)l3__take(a, row, sizeof(float));
-    w->packed = (unsigned char *)l3__take(a, l3__most_packed(w, widths), 1);
+    w->packed = (unsigned char *)l3__take(a, l3__most_packed(a, w, widths), 1);
     return true;
 }
 
@@ -4788,7 +4802,7 @@ L3_API size_t l3_work_size(const l3_lookup *layers, uint32_t n_layers, const l3_
 
 #ifndef L3_NO_STDIO
 L3_API l3_target l3_target_32(void) {
-    const l3_target t = {16, 4, 296, 360, 440, 288, 528, 144, 80}; /* tests/test_sizes.sh compares */
+    const l3_target t = {16, 4, 0, 296, 360, 440, 288, 528, 144, 80}; /* tests/test_sizes.sh compares */
     return t;
 }
 
