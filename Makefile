@@ -40,10 +40,15 @@ test: all $(TESTS)
 native:
 	@$(MAKE) --no-print-directory B=build/native CFLAGS="-O2 -march=native -Wall -Wextra" all
 
-## the tests under the address and undefined-behaviour sanitizers
+## the tests under the address and undefined-behaviour sanitizers, with kernels where those are tested (they take minutes to compile)
+SANITIZE = CFLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all -Wall -Wextra"
+KERNELS  = $(B)/tests/test_kernels $(B)/tests/test_kernels_amx $(B)/tests/test_plumbing
 sanitize:
-	@$(MAKE) --no-print-directory B=build/sanitize \
-	    CFLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all -Wall -Wextra" test
+	@$(MAKE) --no-print-directory B=build/sanitize $(SANITIZE) CPPFLAGS=-DL3_NO_SIMD= test \
+	    TESTS='$(patsubst $(B)/%,build/sanitize/%,$(filter-out $(KERNELS),$(TESTS)))' \
+	    SCRIPTS='$(filter-out tests/test_headers.sh tests/test_instructions.sh tests/test_projects.sh tests/test_sizes.sh,$(SCRIPTS))'
+	@$(MAKE) --no-print-directory B=build/sanitize/simd $(SANITIZE) test \
+	    TESTS='$(KERNELS:$(B)/%=build/sanitize/simd/%)' SCRIPTS= EXAMPLES= TOOLS=
 
 ## the plain C path gives the same bits on every machine that has a cross compiler and an emulator here
 cross:
