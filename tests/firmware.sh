@@ -27,7 +27,7 @@ check() { # what, command that must succeed
     shift
     if "$@"; then
         passed=$((passed + 1))
-        echo "as it should be: $what" >&2
+        echo "passed: $what" >&2
     else
         failed=$((failed + 1))
         echo "FAILED: $what" >&2
@@ -128,7 +128,7 @@ for case in 'an386:000000[89]2' an547:00100000; do
     board=${case%:*}
     compile "$board" "$board-write" DEFINES=-DWRITE_TO_MODEL
     check "$board: a write to the model is a fault" faults "$board" "$board-write" mapped 00000082
-    compile "$board" "$board-stack" STACK=2K
+    compile "$board" "$board-stack" STACK=1K
     check "$board: a stack that is too small is a fault" faults "$board" "$board-stack" driver "${case#*:}"
 done
 
@@ -147,6 +147,10 @@ for case in bent:-9 short:-4 stub:-4; do
     check "an image that is ${case%:*} is refused, mapped" refuses an386 "${case%:*}" mapped "${case#*:}"
     check "... and behind the driver" refuses an386 "${case%:*}" driver "${case#*:}"
 done
+
+# A model with a type that the build leaves out.
+check "a smaller build builds" compile an386 few-types B="$firmware/few" L3="-DL3_NO_STDIO -DL3_NO_Q4_0"
+check "a model that the build cannot run is refused" refuses an386 few/few-types mapped -5
 
 if [ -x "$build/tests/test_firmware" ]; then
     check "thousands of flipped bits, a chip that fails or stalls" env L3_LONG=1 "$build/tests/test_firmware" >"$work/out"

@@ -4,7 +4,6 @@
 #undef L3_THREADS
 #define L3_NO_STDIO /* as on the device; plain C, too */
 #define L3_NO_ALLOCATOR
-#define L3_MAX_ALIGN 256
 #define L3_IMPLEMENTATION
 #include "../l3_model.h"
 
@@ -66,7 +65,6 @@ void board_write(const char *text, size_t n) {
     serial.n += n;
     serial.text[serial.n] = '\0';
 }
-size_t board_stack_size(void) { return 0; }
 size_t board_stack_used(void) { return 0; }
 
 /* ---- runs ---- */

@@ -1,4 +1,4 @@
-/* board.h - what the program needs of a board: bytes out, its stack's figures, an end. start.c and uart.c have it. */
+/* board.h - what the program needs of a board: bytes out, the figure of its stack. start.c and uart.c have it. */
 #ifndef BOARD_H
 #define BOARD_H
 
@@ -10,8 +10,7 @@
 #define BOARD "host"
 #endif
 
-void   board_write(const char *text, size_t n);
-size_t board_stack_size(void);
+void board_write(const char *text, size_t n);
 /* The most that has been used since the start, by main and by interrupts: what is no longer painted. */
 size_t board_stack_used(void);
 

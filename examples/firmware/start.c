@@ -65,8 +65,6 @@ static void paint_stack(void) {
     for (uint32_t *p = stack_bottom; p < here; p++) *p = PAINT;
 }
 
-size_t board_stack_size(void) { return (size_t)((uintptr_t)stack_top - (uintptr_t)stack_bottom); }
-
 size_t board_stack_used(void) {
     const uint32_t *p = stack_bottom;
     while (p < stack_top && *p == PAINT) p++;

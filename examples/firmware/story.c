@@ -35,12 +35,15 @@ typedef struct story {
 } story;
 
 static unsigned char memory[STORY_MEMORY] __attribute__((aligned(L3_ALIGN)));
-static size_t        used;
+static size_t        used, refused; /* refused: bytes of a block that did not fit */
 
-/* The next n bytes, or NULL: then the call that they are for says that there is no block. */
+/* The next n bytes, or NULL; n is the file's word. */
 static void *take(size_t n) {
     const size_t start = (used + L3_ALIGN - 1) / L3_ALIGN * L3_ALIGN;
-    if (start > sizeof memory || n > sizeof memory - start) return NULL;
+    if (start > sizeof memory || n > sizeof memory - start) {
+        refused = n;
+        return NULL;
+    }
     used = start + n;
     return memory + start;
 }
@@ -192,6 +195,13 @@ static void complain(const l3_error *err) {
     put(err->text[0] ? ": " : "");
     put(err->text);
     put("\n");
+    if (!refused) return;
+    put_number(refused);
+    put(" bytes do not fit behind ");
+    put_number(used);
+    put(" in STORY_MEMORY, which is ");
+    put_number(sizeof memory);
+    put("\n");
 }
 
 int story_write(const l3_source *source, const story_plan *plan) {
@@ -199,8 +209,8 @@ int story_write(const l3_source *source, const story_plan *plan) {
     l3_error err;
     memset(&s, 0, sizeof s);
     memset(&err, 0, sizeof err);
-    used       = 0;
-    int status = open_model(&s, source, plan->trusted, &err);
+    used = refused = 0;
+    int status     = open_model(&s, source, plan->trusted, &err);
     if (status == L3_OK) status = prepare(&s, &err);
     if (status == L3_OK) status = run_prompt(&s, plan->prompt, &err);
     if (status == L3_OK) status = continue_text(&s, plan->tokens, &err);
