@@ -83,7 +83,7 @@ static char           good_text[1024];
 
 /* What the chip holds is written to the serial port as a story, or as an error. */
 static int run(storage how, size_t size, bool trusted) {
-    const story_plan plan   = {"test", "Once upon a time", TOKENS, trusted};
+    const story_plan plan   = {"test", "Once upon a time", TOKENS, L3_EXACT, trusted};
     l3_source        source = l3_source_memory(image, size);
     serial.n = 0, serial.text[0] = '\0';
     chip.bytes = image, chip.size = (uint32_t)size, chip.dst = NULL, chip.pages = 0;

@@ -10,6 +10,9 @@
 #ifndef PROMPT
 #define PROMPT "Once upon a time"
 #endif
+#ifndef MODE
+#define MODE L3_EXACT
+#endif
 #ifndef TRUSTED /* 1: a model without checksums, or no time to verify it at every start */
 #define TRUSTED 0
 #endif
@@ -18,7 +21,7 @@ extern unsigned char model_start[], model_end[];
 
 int main(void) {
     const size_t size = (size_t)((uintptr_t)model_end - (uintptr_t)model_start);
-    story_plan   plan = {"mapped", PROMPT, TOKENS, TRUSTED};
+    story_plan   plan = {"mapped", PROMPT, TOKENS, MODE, TRUSTED};
 #ifdef STORAGE_DRIVER
     const l3_source source = flash_open((uint32_t)size);
     plan.storage           = "driver";

@@ -82,12 +82,12 @@ static int put_token(story *s, int32_t id, l3_error *err) {
 
 /* ---- the model ---- */
 
-static l3_session_config session_config(void) {
+static l3_session_config session_config(l3_mode mode) {
     l3_session_config config;
     memset(&config, 0, sizeof config);
     config.context     = CONTEXT;
     config.kv_type     = L3_Q8_0;
-    config.work.mode   = L3_EXACT; /* the desktop's bits; L3_FAST where there are kernels for the core */
+    config.work.mode   = mode;
     config.work.batch  = BATCH;
     config.work.window = WINDOW;
     config.work.cache  = STORY_CACHE;
@@ -104,8 +104,8 @@ static int open_model(story *s, const l3_source *source, bool trusted, l3_error 
     return status == L3_OK && !trusted ? l3_model_verify(s->model, err) : status;
 }
 
-static int prepare(story *s, l3_error *err) {
-    const l3_session_config config   = session_config();
+static int prepare(story *s, l3_mode mode, l3_error *err) {
+    const l3_session_config config   = session_config(mode);
     const uint32_t          vocab    = l3_model_info(s->model)->vocab;
     l3_sampling             sampling = l3_sampling_defaults();
     int                     status;
@@ -162,10 +162,14 @@ static void end_text(story *s) {
 
 static uint64_t each(const story *s, uint64_t all) { return s->decoded ? (all + s->decoded / 2) / s->decoded : 0; }
 
-static void report(const story *s, const char *storage) {
+static void report(const story *s, const story_plan *plan) {
     const l3_stats now = l3_session_stats(s->session), then = s->after_prompt;
     put("{\"board\": \"" BOARD "\", \"storage\": \"");
-    put(storage);
+    put(plan->storage);
+    put("\", \"mode\": \"");
+    put(plan->mode == L3_EXACT ? "exact" : "fast");
+    put("\", \"level\": \"");
+    put(l3_level_name(l3_session_level(s->session)));
     put("\"");
     put_field("file_bytes", l3_model_info(s->model)->file_bytes);
     put_field("context", CONTEXT);
@@ -211,7 +215,7 @@ int story_write(const l3_source *source, const story_plan *plan) {
     memset(&err, 0, sizeof err);
     used = refused = 0;
     int status     = open_model(&s, source, plan->trusted, &err);
-    if (status == L3_OK) status = prepare(&s, &err);
+    if (status == L3_OK) status = prepare(&s, plan->mode, &err);
     if (status == L3_OK) status = run_prompt(&s, plan->prompt, &err);
     if (status == L3_OK) status = continue_text(&s, plan->tokens, &err);
     if (status != L3_OK) {
@@ -219,6 +223,6 @@ int story_write(const l3_source *source, const story_plan *plan) {
         return status;
     }
     end_text(&s);
-    report(&s, plan->storage);
+    report(&s, plan);
     return L3_OK;
 }

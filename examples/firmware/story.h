@@ -8,6 +8,7 @@ typedef struct story_plan {
     const char *storage; /* how the model is reached, for the report */
     const char *prompt;
     uint32_t    tokens;  /* new ones at most */
+    l3_mode     mode;    /* L3_EXACT: the desktop's bits; L3_FAST: sooner where the core has kernels */
     bool        trusted; /* not verified first */
 } story_plan;
 
