@@ -1,4 +1,4 @@
-/* story.h - the program itself, which knows neither board nor flash. */
+/* story.h - the program itself, the same on every board and over every l3_source. */
 #ifndef STORY_H
 #define STORY_H
 
