@@ -21,6 +21,7 @@ EXAMPLES = $(patsubst examples/%.c,$(B)/%,$(wildcard examples/*.c))
 TOOLS    = $(patsubst tools/l3_%.c,$(B)/l3-%,$(wildcard tools/l3_*.c))
 TESTS    = $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/test_*.c))
 SCRIPTS  = $(wildcard tests/test_*.sh)
+BOARDS   = $(basename $(notdir $(wildcard examples/firmware/boards/*.mk)))
 
 .PHONY: all run test native sanitize cross fuzz fuzz-clang long sizes clean help
 .DELETE_ON_ERROR:
@@ -74,13 +75,24 @@ long: $(B)/tests/long_alloc $(B)/tests/test_bad_files
 sizes: | $(B)
 	sh tests/sizes.sh --table >$(B)/SIZES.md && mv $(B)/SIZES.md docs/SIZES.md
 
+## examples/firmware for every board, in build/firmware; needs arm-none-eabi-gcc
+firmware: $(BOARDS:%=firmware-%)
+.PHONY: firmware firmware-test $(BOARDS:%=firmware-%)
+
+$(BOARDS:%=firmware-%): firmware-%:
+	@$(MAKE) --no-print-directory -C examples/firmware BOARD=$* B=$(abspath $(B))/firmware
+
+## the firmware in QEMU writes what the desktop writes; damage is noticed
+firmware-test: $(B)/generate $(B)/tests/test_firmware
+	@BUILD=$(B) MAKE="$(MAKE)" sh tests/firmware.sh
+
 ## remove what was built
 clean:
 	rm -rf build
 
 ## this list
 help:
-	@awk '/^## /{text = substr($$0, 4)} /^[a-z]+:/{if (text) {sub(/:.*/, ""); printf "make %-10s %s\n", $$0, text; text = ""}}' Makefile
+	@awk '/^## /{text = substr($$0, 4)} /^[a-z-]+:/{if (text) {sub(/:.*/, ""); printf "make %-13s %s\n", $$0, text; text = ""}}' Makefile
 
 $(B)/%: examples/%.c | $(B)
 	$(COMPILE) -MF $@.d $< -o $@ $(LDFLAGS) $(LIBS)
