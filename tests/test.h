@@ -109,6 +109,9 @@ static inline int test_flag(const char *variable) {
 static inline int test_quick(void) { return test_flag("L3_QUICK"); }
 static inline int test_verbose(void) { return test_flag("L3_VERBOSE"); }
 
+/* n, or about a tenth of it with L3_QUICK=1: emulated machines are slow. */
+static inline int test_some(int n) { return test_quick() ? (n + 9) / 10 : n; }
+
 static inline void test_skip(const char *why) {
     test_get()->skip = 1;
     fprintf(stderr, "  skipped %s: %s\n", test_get()->name, why);

@@ -259,7 +259,7 @@ TEST(every_number_of_threads) {
 }
 
 TEST(random_models_through_random_pipes) {
-    const uint32_t n = test_flag("L3_LONG") ? 500 : test_quick() ? 10 : 30;
+    const uint32_t n = test_flag("L3_LONG") ? 500 : (uint32_t)test_some(30);
     for (uint64_t seed = 1; seed <= n; seed++) {
         test_rng      r    = {seed};
         const mk_spec spec = mk_random_spec(seed);
@@ -693,7 +693,7 @@ static void move_session(const text *t, test_rng *r) {
 }
 
 TEST(snapshots) {
-    for (uint64_t seed = 1; seed <= 8; seed++) {
+    for (uint64_t seed = 1; seed <= (uint64_t)test_some(8); seed++) {
         const mk_spec spec = seed == 1 ? spec_small() : mk_random_spec(seed + 1000);
         text          t    = text_new(&spec, seed);
         test_rng      r    = {seed};
@@ -1275,7 +1275,7 @@ static int stop(void *user) {
 TEST(sources_that_fail) {
     text     t = small_text();
     test_rng r = {15};
-    for (int i = 0; i < 12; i++) {
+    for (int i = 0; i < 12; i += test_quick() ? 5 : 1) {
         rig   g;
         seat  s;
         pipes p             = streamed();
@@ -1299,7 +1299,7 @@ TEST(sources_that_fail) {
 TEST(callers_that_stop) {
     text     t = small_text();
     test_rng r = {16};
-    for (int i = 0; i < 8; i++) {
+    for (int i = 0; i < 8; i += test_quick() ? 3 : 1) {
         rig     g;
         seat    s;
         stopper brake               = {0, 0};
