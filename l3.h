@@ -444,7 +444,28 @@ L3_API int l3_alloc_finish(l3_alloc *alloc, uint32_t row_count, uint32_t max_row
 #define L3__IMPLEMENTED
 
 #include <stdarg.h>
+#if defined(__has_include)
+#if !__has_include(<string.h>)
+#define L3__NO_STRING_H
+#endif
+#endif
+#ifndef L3__NO_STRING_H
 #include <string.h>
+#else /* no C library at all: the program defines these */
+#ifdef __cplusplus
+extern "C" {
+#endif
+void  *memcpy(void *to, const void *from, size_t n);
+void  *memmove(void *to, const void *from, size_t n);
+void  *memset(void *to, int byte, size_t n);
+int    memcmp(const void *a, const void *b, size_t n);
+size_t strlen(const char *s);
+int    strcmp(const char *a, const char *b);
+int    strncmp(const char *a, const char *b, size_t n);
+#ifdef __cplusplus
+}
+#endif
+#endif
 #ifndef L3_NO_STDIO
 #if defined(_WIN32)
 #ifndef WIN32_LEAN_AND_MEAN

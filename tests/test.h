@@ -22,6 +22,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#if defined(_WIN32) /* no links, no permissions */
+#include <direct.h>
+#include <io.h>
+#define lstat(path, st) stat(path, st)
+#define mkdtemp(path)   (_mktemp(path) && _mkdir(path) == 0)
+#endif
+
 typedef struct test_state {
     int         passed, failed, skipped; /* cases */
     int         checks, bad, skip;       /* of the running case */
