@@ -69,6 +69,7 @@ static product random_product(test_rng *r, int32_t type) {
 
 TEST(products_with_float_activations) {
     test_rng r = {1};
+    if (!test_plain_arithmetic()) SKIP("this build fuses multiplications and additions");
     for (int level = FIRST_LEVEL; l3_level_name(level); level++) {
         const l3__kernels *k = l3__kernels_of(level);
         for (int i = 0; k && i < test_some(120); i++) {

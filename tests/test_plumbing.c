@@ -271,13 +271,6 @@ TEST(random_models_through_random_pipes) {
 
 /* ---- on every machine ---- */
 
-/* Not where the compiler fuses a * b + c, or worse: such builds give other bits. */
-static int plain_arithmetic(void) {
-    volatile float a = 1 + 0x1p-12f, c = -1 - 0x1p-11f;
-    const float    x = a, y = c, fused = x * x + y;
-    return fused == 0.0f; /* 0x1p-24 is lost when the product is rounded */
-}
-
 static mk_spec spec_of_types(uint32_t weights, uint32_t rows) {
     mk_spec s = spec_small();
     s.dim = s.value_length = s.ffn = s.up_length = 256;
@@ -297,7 +290,7 @@ TEST(the_same_bits_on_every_machine) {
         {MK_Q4_0, MK_Q8_0, {0x1df1f7da, 0xfa46726c, 0x2e49fff2}},
         {MK_Q6_K, MK_Q6_K, {0xcf333361, 0x08aa9007, 0x8a425a3d}},
     };
-    if (!plain_arithmetic()) SKIP("this build fuses multiplications and additions");
+    if (!test_plain_arithmetic()) SKIP("this build fuses multiplications and additions");
     for (int i = 0; i < 6; i++) {
         const mk_spec spec = spec_of_types(cases[i].weights, cases[i].rows);
         text          t    = text_new(&spec, 1);
