@@ -444,7 +444,28 @@ L3_API int l3_alloc_finish(l3_alloc *alloc, uint32_t row_count, uint32_t max_row
 #define L3__IMPLEMENTED
 
 #include <stdarg.h>
+#if defined(__has_include)
+#if !__has_include(<string.h>)
+#define L3__NO_STRING_H
+#endif
+#endif
+#ifndef L3__NO_STRING_H
 #include <string.h>
+#else /* no C library at all: the program defines these */
+#ifdef __cplusplus
+extern "C" {
+#endif
+void  *memcpy(void *to, const void *from, size_t n);
+void  *memmove(void *to, const void *from, size_t n);
+void  *memset(void *to, int byte, size_t n);
+int    memcmp(const void *a, const void *b, size_t n);
+size_t strlen(const char *s);
+int    strcmp(const char *a, const char *b);
+int    strncmp(const char *a, const char *b, size_t n);
+#ifdef __cplusplus
+}
+#endif
+#endif
 #ifndef L3_NO_STDIO
 #if defined(_WIN32)
 #ifndef WIN32_LEAN_AND_MEAN
@@ -454,7 +475,9 @@ L3_API int l3_alloc_finish(l3_alloc *alloc, uint32_t row_count, uint32_t max_row
 #else
 #include <errno.h>
 #include <fcntl.h>
+#ifndef __wasi__ /* it has no mappings: files are read */
 #include <sys/mman.h>
+#endif
 #include <sys/stat.h>
 #include <unistd.h>
 #endif
@@ -3575,6 +3598,7 @@ L3_API int l3_source_open_file(l3_file *f, const char *path, l3_file_mode mode, 
 #ifdef POSIX_FADV_WILLNEED
     f->source.hint = l3__hint_read;
 #endif
+#ifndef __wasi__
     if (mode == L3_FILE_MAP && f->source.size <= SIZE_MAX) {
         void *p = mmap(NULL, (size_t)f->source.size, PROT_READ, MAP_SHARED, fd, 0);
         if (p != MAP_FAILED) {
@@ -3586,15 +3610,20 @@ L3_API int l3_source_open_file(l3_file *f, const char *path, l3_file_mode mode, 
 #endif
         }
     }
+#else
+    (void)mode;
+#endif
     return L3_OK;
 }
 
 L3_API void l3_source_close_file(l3_file *f) {
+#ifndef __wasi__
     if (f->mapping) {
         void *p;
         memcpy(&p, &f->mapping, sizeof p);
         munmap(p, (size_t)f->source.size);
     }
+#endif
     close((int)f->handle);
     memset(f, 0, sizeof *f);
 }

@@ -186,9 +186,10 @@ static void print_stats(const run *r, size_t cache) {
     if (r->made) fprintf(stderr, "first token  after %.1f ms\n", 1e3 * r->first);
     if (r->made > 1)
         fprintf(stderr, "decode       %" PRIu32 " tokens, %.1f tokens/s\n", r->made - 1, (r->made - 1) / r->decode);
-    fprintf(stderr, "memory       model %s, session %s, tokenizer %s, sampler %s; the process %s at most\n",
-            cli_bytes((double)e->model_size), cli_bytes((double)e->session_size), cli_bytes((double)r->text.size),
-            cli_bytes((double)r->sampler_size), cli_bytes((double)cli_peak_rss()));
+    fprintf(stderr, "memory       model %s, session %s, tokenizer %s, sampler %s", cli_bytes((double)e->model_size),
+            cli_bytes((double)e->session_size), cli_bytes((double)r->text.size), cli_bytes((double)r->sampler_size));
+    if (cli_peak_rss()) fprintf(stderr, "; the process %s at most", cli_bytes((double)cli_peak_rss()));
+    fprintf(stderr, "\n");
     if (e->pinned_size) fprintf(stderr, "pinned       %s of weights\n", cli_bytes((double)e->pinned_size));
     print_reading(r, cache);
 }

@@ -1,4 +1,4 @@
-/* The headers without a C library: this file supplies the seven functions they use and runs a model from memory, so that
+/* The headers without a C library: nolibc.h supplies the seven functions they use, and this runs a model from memory, so that
  * linking it with -nostdlib proves that nothing else is needed. Started by the system at _start; exits with 0 if the model
  * (an object made from examples/models/books-l3.gguf) gives finite logits that differ between two tokens. */
 #define L3_NO_STDIO
@@ -7,35 +7,7 @@
 #define L3_IMPLEMENTATION
 #include "../l3_model.h"
 
-void *memcpy(void *to, const void *from, size_t n) {
-    for (size_t i = 0; i < n; i++) ((volatile char *)to)[i] = ((const char *)from)[i];
-    return to;
-}
-void *memmove(void *to, const void *from, size_t n) {
-    const char *f = (const char *)from;
-    if ((uintptr_t)to < (uintptr_t)from) return memcpy(to, from, n);
-    while (n--) ((volatile char *)to)[n] = f[n];
-    return to;
-}
-void *memset(void *to, int c, size_t n) {
-    for (size_t i = 0; i < n; i++) ((volatile char *)to)[i] = (char)c;
-    return to;
-}
-int memcmp(const void *a, const void *b, size_t n) {
-    const unsigned char *x = (const unsigned char *)a, *y = (const unsigned char *)b;
-    for (; n && *x == *y; n--) x++, y++;
-    return n ? *x - *y : 0;
-}
-size_t strlen(const char *s) {
-    size_t n = 0;
-    while (((const volatile char *)s)[n]) n++;
-    return n;
-}
-int strncmp(const char *a, const char *b, size_t n) {
-    for (; n && *a && *a == *b; n--) a++, b++;
-    return n ? (unsigned char)*a - (unsigned char)*b : 0;
-}
-int strcmp(const char *a, const char *b) { return strncmp(a, b, SIZE_MAX); }
+#include "nolibc.h"
 
 extern const unsigned char model_start[], model_end[];
 

@@ -1,6 +1,7 @@
 /* What must be the same on every IEEE-754 machine: runs the model in the repository in exact mode, mapped and through a
  * small window, with each kind of KV cache, and prints checksums of the logits, of a sampled text, of its tokens and of an
- * allocation. tests/cross.sh compares the output of many machines with this one's. */
+ * allocation. tests/cross.sh compares the output of many machines with this one's. With L3_NO_STDIO the model is not a
+ * file but part of the program (model_object.S). */
 #define L3_IMPLEMENTATION
 #include "../l3_model.h"
 #include <stdio.h>
@@ -36,13 +37,12 @@ static uint32_t ids_crc(const int32_t *ids, uint32_t n) {
     return crc;
 }
 
-static l3_model *open_model(l3_file *file, const char *path, l3_file_mode mode) {
+static l3_model *open_model(const l3_source *source) {
     l3_error  err;
     l3_model *model = NULL;
     size_t    size  = 0;
-    must(l3_source_open_file(file, path, mode, &err), &err);
-    must(l3_model_size(&file->source, NULL, &size, &err), &err);
-    must(l3_model_open(&model, &file->source, NULL, block(size), size, &err), &err);
+    must(l3_model_size(source, NULL, &size, &err), &err);
+    must(l3_model_open(&model, source, NULL, block(size), size, &err), &err);
     return model;
 }
 
@@ -102,16 +102,41 @@ static void allocate(void) {
     printf("allocation: %08x\n", (unsigned)ids_crc(offsets, VOCAB + 1));
 }
 
-int main(int argc, char **argv) {
-    l3_file mapped, read;
-    if (argc != 2) return 2;
-    const l3_model *a = open_model(&mapped, argv[1], L3_FILE_MAP), *b = open_model(&read, argv[1], L3_FILE_READ);
+static void compare(const l3_source *mapped, const l3_source *read) {
+    const l3_model *a = open_model(mapped), *b = open_model(read);
     run(a, L3_F32, "f32", 0);
     run(a, L3_F16, "f16", 0);
     run(a, L3_Q8_0, "q8_0", 0);
     run(b, L3_F32, "read", l3_session_window_min(b));
     allocate();
+}
+
+#ifdef L3_NO_STDIO
+extern const unsigned char model_start[], model_end[];
+
+static int read_flash(void *user, uint64_t off, void *dst, size_t n) {
+    (void)user;
+    memcpy(dst, model_start + off, n);
+    return 0;
+}
+
+int main(void) {
+    const l3_source mapped = l3_source_memory(model_start, (size_t)(model_end - model_start));
+    l3_source       read   = mapped;
+    read.map = NULL, read.read = read_flash, read.align = 256;
+    compare(&mapped, &read);
+    return 0;
+}
+#else
+int main(int argc, char **argv) {
+    l3_file  mapped, read;
+    l3_error err;
+    if (argc != 2) return 2;
+    must(l3_source_open_file(&mapped, argv[1], L3_FILE_MAP, &err), &err);
+    must(l3_source_open_file(&read, argv[1], L3_FILE_READ, &err), &err);
+    compare(&mapped.source, &read.source);
     l3_source_close_file(&mapped);
     l3_source_close_file(&read);
     return 0;
 }
+#endif

@@ -22,6 +22,21 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#if defined(_WIN32) /* no links, no permissions */
+#include <direct.h>
+#include <io.h>
+#define lstat(path, st) stat(path, st)
+#define mkdtemp(path)   (_mktemp(path) && _mkdir(path) == 0)
+#elif defined(__wasi__) /* mkdtemp is missing */
+#include <time.h>
+static inline int test_mkdtemp(char *path) {
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    return snprintf(strrchr(path, 'X') - 5, 7, "%06x", (unsigned)now.tv_nsec & 0xffffff) == 6 && mkdir(path, 0700) == 0;
+}
+#define mkdtemp test_mkdtemp
+#endif
+
 typedef struct test_state {
     int         passed, failed, skipped; /* cases */
     int         checks, bad, skip;       /* of the running case */
@@ -109,6 +124,9 @@ static inline int test_flag(const char *variable) {
 static inline int test_quick(void) { return test_flag("L3_QUICK"); }
 static inline int test_verbose(void) { return test_flag("L3_VERBOSE"); }
 
+/* n, or about a tenth of it with L3_QUICK=1: emulated machines are slow. */
+static inline int test_some(int n) { return test_quick() ? (n + 9) / 10 : n; }
+
 static inline void test_skip(const char *why) {
     test_get()->skip = 1;
     fprintf(stderr, "  skipped %s: %s\n", test_get()->name, why);
@@ -133,6 +151,13 @@ static inline void test_run(const char *name, void (*fn)(void)) {
         fprintf(stderr, "  FAILED: %s checked nothing\n", name);
         t->failed++;
     }
+}
+
+/* False where the compiler fuses a * b + c, or worse: such builds give other bits at every level. */
+static inline int test_plain_arithmetic(void) {
+    volatile float a = 1 + 0x1p-12f, c = -1 - 0x1p-11f;
+    const float    x = a, y = c, fused = x * x + y;
+    return fused == 0.0f; /* 0x1p-24 is lost when the product is rounded */
 }
 
 #define TEST(name) static void name(void)

@@ -72,7 +72,8 @@ targets() {
     for target in "gcc -m32 -idirafter /usr/include/x86_64-linux-gnu" "gcc -funsigned-char -fshort-enums" \
         aarch64-linux-gnu-gcc arm-linux-gnueabihf-gcc "arm-none-eabi-gcc -mcpu=cortex-m4 -mthumb -DL3_NO_STDIO" \
         "arm-none-eabi-gcc -mcpu=cortex-m0 -mthumb -DL3_NO_STDIO" riscv64-linux-gnu-gcc s390x-linux-gnu-gcc \
-        powerpc-linux-gnu-gcc x86_64-w64-mingw32-gcc; do
+        powerpc-linux-gnu-gcc x86_64-w64-mingw32-gcc musl-gcc "clang --target=wasm32-wasi -include stdio.h" \
+        "riscv64-unknown-elf-gcc -march=rv32imac -mabi=ilp32 --specs=picolibc.specs -DL3_NO_STDIO"; do
         set -- $target
         echo "int main(void) { return 0; }" >"$work/probe.c"
         if ! has "$1" || ! "$@" -c "$work/probe.c" -o "$work/probe.o" 2>/dev/null ||

@@ -15,9 +15,6 @@
 
 static const int32_t types[6] = {L3_F32, L3_F16, L3_BF16, L3_Q8_0, L3_Q4_0, L3_Q6_K};
 
-/* Emulated machines are slow: L3_QUICK=1 does a part of it. */
-static int times(int n) { return test_quick() ? (n + 9) / 10 : n; }
-
 /* ---- random matrices ---- */
 
 typedef struct product {
@@ -72,9 +69,10 @@ static product random_product(test_rng *r, int32_t type) {
 
 TEST(products_with_float_activations) {
     test_rng r = {1};
+    if (!test_plain_arithmetic()) SKIP("this build fuses multiplications and additions");
     for (int level = FIRST_LEVEL; l3_level_name(level); level++) {
         const l3__kernels *k = l3__kernels_of(level);
-        for (int i = 0; k && i < times(120); i++) {
+        for (int i = 0; k && i < test_some(120); i++) {
             product      p    = random_product(&r, types[i % 6]);
             const int    t    = l3__type_index(p.type);
             const size_t ys   = p.rows + test_below(&r, 3);
@@ -192,7 +190,7 @@ TEST(exponentials) {
     test_rng r = {3};
     for (int level = FIRST_LEVEL; l3_level_name(level); level++) {
         const l3__kernels *k = l3__kernels_of(level);
-        for (int i = 0; k && i < times(5000); i++) {
+        for (int i = 0; k && i < test_some(5000); i++) {
             float x[L3__TILE], y[L3__TILE];
             for (uint32_t j = 0; j < L3__TILE; j++) x[j] = y[j] = (float)(test_unit(&r) * 200 - 100);
             (void)l3__plain_kernels.exp_scores(x, 0);
@@ -275,7 +273,7 @@ TEST(products_with_packed_activations) {
     test_rng r = {4};
     for (int level = FIRST_LEVEL; l3_level_name(level); level++) {
         const l3__kernels *k = l3__kernels_of(level);
-        for (int i = 0; k && i < times(120); i++) {
+        for (int i = 0; k && i < test_some(120); i++) {
             product               p    = random_product(&r, types[i % 6]);
             const int             t    = l3__type_index(p.type);
             const l3__fast *const f[2] = {k->decode[t], k->prefill[t]};
@@ -474,7 +472,7 @@ TEST(fast_sessions) {
     test_rng r    = {6};
     double   most = 0;
     for (int level = FIRST_LEVEL; l3_level_name(level); level++)
-        for (int i = 0; l3_level_works(level) && i < times(level == L3_LEVEL_PLAIN ? 2 : 8); i++)
+        for (int i = 0; l3_level_works(level) && i < test_some(level == L3_LEVEL_PLAIN ? 2 : 8); i++)
             check_model(i, level, &r, &most);
     if (test_verbose()) fprintf(stderr, "  largest difference of fast mode: %.3g of the logits' size\n", most);
 }

@@ -216,6 +216,7 @@ TEST(perplexity_of_text) {
     file f = file_fixture("stories-l3.gguf"), text = file_fixture("stories_eval.txt"),
          g = file_fixture("stories-l3.perplexity.json");
     rig r;
+    if (test_quick()) SKIP("L3_QUICK is set");
     if (!f.bytes || !text.bytes || !g.bytes) SKIP("no fixtures");
     const void *chars = g.bytes;
     json       *cases = json_parse((const char *)chars);
@@ -241,6 +242,7 @@ TEST(perplexity_of_text) {
 TEST(perplexity_with_small_caches) {
     file f = file_fixture("stories-l3.gguf"), text = file_fixture("stories_eval.txt");
     rig  r;
+    if (test_quick()) SKIP("L3_QUICK is set");
     if (!f.bytes || !text.bytes) SKIP("no fixtures");
     REQUIRE(rig_open(&r, f, MAPPED) == L3_OK);
     size_t       n;
@@ -297,7 +299,7 @@ static double check_spec(const mk_spec *spec, const char *name, uint64_t seed) {
 }
 
 TEST(random_models) {
-    const uint32_t n    = test_flag("L3_LONG") ? 1000 : 64;
+    const uint32_t n    = test_flag("L3_LONG") ? 1000 : (uint32_t)test_some(64);
     double         most = 0;
     for (uint64_t seed = 1; seed <= n; seed++) {
         const mk_spec spec = mk_random_spec(seed);
@@ -343,7 +345,7 @@ static mk_spec special(int i) {
 
 TEST(special_models) {
     double most = 0;
-    for (int i = 0; i < 40; i++) {
+    for (int i = 0; i < 40; i += test_quick() ? 5 : 1) {
         const mk_spec spec = special(i);
         const double  d    = check_spec(&spec, "special", (uint64_t)i);
         if (d > most) most = d;
@@ -402,7 +404,7 @@ static void check_description(const mk_spec *spec) {
 }
 
 TEST(descriptions) {
-    for (uint64_t seed = 1; seed <= 20; seed++) {
+    for (uint64_t seed = 1; seed <= (uint64_t)test_some(20); seed++) {
         const mk_spec spec = mk_random_spec(seed + 300);
         check_description(&spec);
     }

@@ -259,7 +259,7 @@ TEST(every_number_of_threads) {
 }
 
 TEST(random_models_through_random_pipes) {
-    const uint32_t n = test_flag("L3_LONG") ? 500 : test_quick() ? 10 : 30;
+    const uint32_t n = test_flag("L3_LONG") ? 500 : (uint32_t)test_some(30);
     for (uint64_t seed = 1; seed <= n; seed++) {
         test_rng      r    = {seed};
         const mk_spec spec = mk_random_spec(seed);
@@ -270,13 +270,6 @@ TEST(random_models_through_random_pipes) {
 }
 
 /* ---- on every machine ---- */
-
-/* Not where the compiler fuses a * b + c, or worse: such builds give other bits. */
-static int plain_arithmetic(void) {
-    volatile float a = 1 + 0x1p-12f, c = -1 - 0x1p-11f;
-    const float    x = a, y = c, fused = x * x + y;
-    return fused == 0.0f; /* 0x1p-24 is lost when the product is rounded */
-}
 
 static mk_spec spec_of_types(uint32_t weights, uint32_t rows) {
     mk_spec s = spec_small();
@@ -297,7 +290,7 @@ TEST(the_same_bits_on_every_machine) {
         {MK_Q4_0, MK_Q8_0, {0x1df1f7da, 0xfa46726c, 0x2e49fff2}},
         {MK_Q6_K, MK_Q6_K, {0xcf333361, 0x08aa9007, 0x8a425a3d}},
     };
-    if (!plain_arithmetic()) SKIP("this build fuses multiplications and additions");
+    if (!test_plain_arithmetic()) SKIP("this build fuses multiplications and additions");
     for (int i = 0; i < 6; i++) {
         const mk_spec spec = spec_of_types(cases[i].weights, cases[i].rows);
         text          t    = text_new(&spec, 1);
@@ -693,7 +686,7 @@ static void move_session(const text *t, test_rng *r) {
 }
 
 TEST(snapshots) {
-    for (uint64_t seed = 1; seed <= 8; seed++) {
+    for (uint64_t seed = 1; seed <= (uint64_t)test_some(8); seed++) {
         const mk_spec spec = seed == 1 ? spec_small() : mk_random_spec(seed + 1000);
         text          t    = text_new(&spec, seed);
         test_rng      r    = {seed};
@@ -1275,7 +1268,7 @@ static int stop(void *user) {
 TEST(sources_that_fail) {
     text     t = small_text();
     test_rng r = {15};
-    for (int i = 0; i < 12; i++) {
+    for (int i = 0; i < 12; i += test_quick() ? 5 : 1) {
         rig   g;
         seat  s;
         pipes p             = streamed();
@@ -1299,7 +1292,7 @@ TEST(sources_that_fail) {
 TEST(callers_that_stop) {
     text     t = small_text();
     test_rng r = {16};
-    for (int i = 0; i < 8; i++) {
+    for (int i = 0; i < 8; i += test_quick() ? 3 : 1) {
         rig     g;
         seat    s;
         stopper brake               = {0, 0};

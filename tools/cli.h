@@ -21,7 +21,11 @@
 #include <float.h>
 #include <inttypes.h>
 #include <math.h>
+#ifndef __wasi__
 #include <signal.h>
+#else
+typedef int        sig_atomic_t; /* WASI has no signals, no other programs and no figures about memory */
+#endif
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -156,10 +160,23 @@ static inline bool cli_drop(const char *path) {
 static inline bool cli_is_terminal(FILE *f) { return _isatty(_fileno(f)) != 0; }
 
 #else
-#include <sys/resource.h>
-#include <sys/wait.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#ifdef __wasi__
+static inline void cli_platform_start(int *argc, char ***argv) {
+    (void)argc;
+    (void)argv;
+}
+
+static inline uint64_t cli_peak_rss(void) { return 0; }
+static inline uint64_t cli_process(void) { return 1; }
+static inline FILE    *cli_popen(const char *command) { return (void)command, errno = ENOSYS, NULL; }
+static inline int      cli_pclose(FILE *f) { return fclose(f); }
+
+#else
+#include <sys/resource.h>
+#include <sys/wait.h>
 
 static inline void cli_on_stop(int sig) {
     (void)sig;
@@ -175,6 +192,28 @@ static inline void cli_platform_start(int *argc, char ***argv) {
     action.sa_flags   = (int)SA_RESETHAND; /* the second one ends the program */
     sigaction(SIGINT, &action, NULL);
 }
+
+static inline uint64_t cli_peak_rss(void) {
+    struct rusage use;
+    if (getrusage(RUSAGE_SELF, &use) != 0) return 0;
+#if defined(__APPLE__)
+    return (uint64_t)use.ru_maxrss;
+#else
+    return (uint64_t)use.ru_maxrss * 1024;
+#endif
+}
+
+static inline uint64_t cli_process(void) { return (uint64_t)getpid(); }
+
+/* A command's output. */
+static inline FILE *cli_popen(const char *command) { return popen(command, "r"); }
+
+/* Returns what the command returned. */
+static inline int cli_pclose(FILE *f) {
+    const int status = pclose(f);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : status;
+}
+#endif
 
 static inline FILE *cli_fopen(const char *path, const char *mode) { return fopen(path, mode); }
 
@@ -215,16 +254,6 @@ static inline double cli_now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static inline uint64_t cli_peak_rss(void) {
-    struct rusage use;
-    if (getrusage(RUSAGE_SELF, &use) != 0) return 0;
-#if defined(__APPLE__)
-    return (uint64_t)use.ru_maxrss;
-#else
-    return (uint64_t)use.ru_maxrss * 1024;
-#endif
-}
-
 static inline uint32_t cli_cores(void) {
 #ifdef _SC_NPROCESSORS_ONLN
     const long n = sysconf(_SC_NPROCESSORS_ONLN);
@@ -232,17 +261,6 @@ static inline uint32_t cli_cores(void) {
 #else
     return 1;
 #endif
-}
-
-static inline uint64_t cli_process(void) { return (uint64_t)getpid(); }
-
-/* A command's output. */
-static inline FILE *cli_popen(const char *command) { return popen(command, "r"); }
-
-/* Returns what the command returned. */
-static inline int cli_pclose(FILE *f) {
-    const int status = pclose(f);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : status;
 }
 
 /* The bytes that this process has read from the disk; 0: not known here. */
@@ -786,6 +804,7 @@ static inline void cli_read_ahead(cli_engine *e) {
     e->tables       = l3_reader_source(e->reader);
     e->model_config = (l3_model_config){.tables = &e->tables};
 #else
+    (void)e;
     cli_fail("--source ahead: %s was built without threads", cli_name);
 #endif
 }
