@@ -30,7 +30,8 @@
  * MEMORY, ERRORS, THREADS, NUMBERS: as in l3.h.
  *
  * Sections: >>gguf >>model >>session >>tokenizer >>sampler, then the implementation:
- *           >>scan >>keys >>tensors >>open >>layout >>attention >>blocks >>calls >>snapshots >>pieces >>bpe >>text >>sample
+ *           >>scan >>keys >>tensors >>open >>layout >>attention >>blocks >>calls >>snapshots >>selftest >>pieces >>bpe
+ *           >>text >>sample
  */
 #ifndef L3_MODEL_H
 #define L3_MODEL_H
@@ -116,6 +117,7 @@ typedef struct l3_info {
     uint32_t longest_piece;     /* bytes */
     uint64_t file_bytes;
     bool     has_file_checksum;
+    uint32_t selftest_tokens; /* of the self-test in the file; 0: it has none */
 } l3_info;
 
 typedef struct l3_model l3_model;
@@ -249,6 +251,17 @@ L3_API int      l3_session_save(const l3_session *session, l3_write_fn write, vo
  * first (one pass over it), so an error leaves the session as it was; only a source that fails or changes between that
  * pass and the next leaves it empty. L3_ERR_MISMATCH, L3_ERR_CHECKSUM, L3_ERR_FORMAT, L3_ERR_IO. */
 L3_API int l3_session_load(l3_session *session, const l3_source *snapshot, l3_error *err);
+
+/* Runs the token IDs that are stored in the file (l3-embed puts them there) and compares logits with those stored beside
+ * them, which plain C computed in exact mode on another machine. A device that writes nonsense is told apart so: bytes that do
+ * not match their checksum (L3_ERR_CHECKSUM from l3_model_verify(), or when rows are read) are a bad flash; sound bytes and
+ * L3_ERR_SELFTEST a bad port: compiler, options, kernels. L3_EXACT must give the same bits, L3_FAST stays within a bound.
+ * *difference, if not NULL, gets the largest difference, as a part of the range from the lowest to the highest stored logit;
+ * some millionths in L3_EXACT come from contraction or fast-math (NUMBERS in l3.h) and are harmless.
+ * The session must be at position 0 (L3_ERR_ARGUMENT) and is there again afterwards, whatever the result. It takes the time and
+ * the context of l3_info.selftest_tokens. L3_ERR_UNSUPPORTED: the file has no self-test. Else the errors of l3_prefill(). */
+#define L3_SELFTEST_BOUND 0.125f /* of L3_FAST */
+L3_API int l3_session_selftest(l3_session *session, float *difference, l3_error *err);
 
 /* An l3_write_fn into memory, user being an l3_buffer: fails with -1 when it is full. */
 typedef struct l3_buffer {
@@ -593,10 +606,12 @@ struct l3_model {
     uint64_t       file_checksum_at, data_start;
     size_t         pinned;                         /* bytes given to l3_model_pin() that are in use */
     l3_tensor      embedding, output_norm, output; /* (vocab, dim), (1, dim), (vocab, dim) or absent */
-    l3__block     *blocks;                         /* (n_blocks,) */
-    l3_lookup     *lookups;                        /* (n_lookups,) */
-    uint32_t      *lookup_blocks;                  /* (n_lookups,) the block that each follows, rising */
-    uint32_t      *checkpoints;                    /* where every 16th token lies, from tokens_at */
+    l3_tensor      selftest_tokens;                /* (1, n) I32, or absent */
+    l3_tensor      selftest_logits; /* (3, n) for a KV cache of F32, F16, Q8_0: bits of floats, as I32; or absent */
+    l3__block     *blocks;          /* (n_blocks,) */
+    l3_lookup     *lookups;         /* (n_lookups,) */
+    uint32_t      *lookup_blocks;   /* (n_lookups,) the block that each follows, rising */
+    uint32_t      *checkpoints;     /* where every 16th token lies, from tokens_at */
 };
 
 /* Everything that a scan of the keys collects. */
@@ -742,6 +757,16 @@ L3__FN void l3__map_tensor(l3_tensor *t) {
     if (t->source->map && bytes <= SIZE_MAX) t->data = t->source->map(t->source->user, t->offset, (size_t)bytes);
 }
 
+/* An array of numbers of four bytes in the metadata, as a tensor of I32. */
+L3__FN void l3__key_tensor(const l3__keys *m, const l3_gguf_key *k, l3_tensor *t, uint32_t rows) {
+    t->source = &m->model->source;
+    t->offset = k->offset;
+    t->rows   = rows;
+    t->cols   = (uint32_t)k->count / rows;
+    t->type   = L3_I32;
+    l3__map_tensor(t);
+}
+
 L3__FN int l3__checksum_key(l3__keys *m, const l3_gguf_key *k, const char *suffix) {
     uint32_t block = 0;
     if (strcmp(suffix, "file") == 0) {
@@ -758,13 +783,22 @@ L3__FN int l3__checksum_key(l3__keys *m, const l3_gguf_key *k, const char *suffi
         if (m->model->lookup_blocks[i] != block) continue;
         if (k->type != L3_GGUF_ARRAY || k->item_type != L3_GGUF_U32 || k->count != m->model->info.vocab)
             return l3__bad_key(m, k, "an array of u32 with one for each token");
-        t->source = &m->model->source;
-        t->offset = k->offset;
-        t->rows   = 1;
-        t->cols   = m->model->info.vocab;
-        t->type   = L3_I32;
-        l3__map_tensor(t);
+        l3__key_tensor(m, k, t, 1);
     }
+    return L3_OK;
+}
+
+L3__FN int l3__selftest_key(const l3__keys *m, const l3_gguf_key *k, const char *suffix) {
+    const bool is_tokens = strcmp(suffix, "tokens") == 0;
+    if (!is_tokens && strcmp(suffix, "logits") != 0) return l3__unsupported_key(m, k);
+    if (!m->model) return L3_OK;
+    const uint32_t rows = is_tokens ? 1 : 3, most = is_tokens ? m->model->info.context : m->model->info.vocab;
+    if (k->type != L3_GGUF_ARRAY || k->item_type != (is_tokens ? L3_GGUF_I32 : L3_GGUF_F32) || k->count % rows != 0 ||
+        k->count / rows < 2 || k->count / rows > most)
+        return l3__bad_key(m, k,
+                           is_tokens ? "an array of i32, 2 to the context's length"
+                                     : "an array of f32, three times 2 to the vocabulary's size");
+    l3__key_tensor(m, k, is_tokens ? &m->model->selftest_tokens : &m->model->selftest_logits, rows);
     return L3_OK;
 }
 
@@ -823,6 +857,7 @@ L3__FN int l3__on_key(void *user, const l3_gguf_key *k) {
     if (l3__starts_with(k->name, "general.")) return l3__general_key(m, k, k->name + 8);
     if (l3__starts_with(k->name, "tokenizer.ggml.")) return l3__tokenizer_key(m, k, k->name + 15);
     if (l3__starts_with(k->name, "l3.checksum.")) return l3__checksum_key(m, k, k->name + 12);
+    if (l3__starts_with(k->name, "l3.selftest.")) return l3__selftest_key(m, k, k->name + 12);
     if (strcmp(k->name, "split.count") == 0 && k->integer > 1) return l3__unsupported_key(m, k);
     if (l3__starts_with(k->name, "llama.")) {
         m->llama_keys = true;
@@ -1172,6 +1207,9 @@ L3__APART int l3__check_complete(l3_model *m, l3_error *err) {
             return l3__fail(err, L3_ERR_FORMAT, m->data_start, "tensor %s is missing", name);
     }
     m->info.tied_head = m->info.kind == L3_KIND_MODEL && !m->output.source;
+    if (l3__present(&m->selftest_tokens) != l3__present(&m->selftest_logits))
+        return l3__fail(err, L3_ERR_FORMAT, 0, "of l3.selftest.tokens and l3.selftest.logits only one is there");
+    m->info.selftest_tokens = m->selftest_tokens.cols;
     return L3_OK;
 }
 
@@ -1531,6 +1569,8 @@ L3__FN l3__widths l3__model_widths(const l3_model *m) {
     l3__place  p;
     if (x.vector < m->info.dim) x.vector = m->info.dim;
     for (uint32_t i = 0; l3__place_at(m, i, &p); i++) l3__need_window(&x.window, p.tensor);
+    l3__need_window(&x.window, &m->selftest_tokens);
+    l3__need_window(&x.window, &m->selftest_logits);
     for (uint32_t b = 0; b < m->info.n_blocks; b++) {
         const l3__block *w         = &m->blocks[b];
         const l3_tensor *matrix[7] = {&w->attn_q,   &w->attn_k, &w->attn_v,  &w->attn_output,
@@ -2369,6 +2409,74 @@ L3_API int l3_write_buffer(void *user, const void *bytes, size_t n) {
     return 0;
 }
 #endif /* L3_NO_SNAPSHOT */
+
+/* >>selftest ------------------------------------------------------------------------------------------------------ */
+
+/* The stored tokens: the first half in calls of several, the others one by one, so that both kinds of kernels take part. */
+L3__FN int l3__run_selftest(l3_session *s, l3_error *err) {
+    const l3_tensor *t    = &s->model->selftest_tokens;
+    const uint32_t   half = t->cols / 2;
+    int32_t          ids[8];
+    int              code = L3_OK;
+    for (uint32_t i = 0, n; code == L3_OK && i < t->cols; i += n) {
+        n = i >= half ? 1 : half - i < 8 ? half - i : 8;
+        for (uint32_t j = 0; j < n; j++) {
+            const uint8_t *p = l3__bytes(&s->work, t, (uint64_t)(i + j) * 4, 4, err);
+            if (!p) return L3_ERR_IO;
+            ids[j] = (int32_t)l3__le32(p);
+        }
+        code = l3_prefill(s, ids, n, NULL, err);
+    }
+    return code;
+}
+
+/* Whose logit is the i-th of n that are stored: tokens from the first to the last, evenly spread. */
+L3__FN uint32_t l3__selftest_id(const l3_model *m, uint32_t i, uint32_t n) {
+    return (uint32_t)((uint64_t)(m->info.vocab - 1) * i / (n - 1));
+}
+
+L3__FN int l3__compare_selftest(l3_session *s, float *difference, l3_error *err) {
+    const l3_tensor *t   = &s->model->selftest_logits;
+    const uint32_t   n   = t->cols;
+    const uint32_t   row = s->config.kv_type == L3_F32 ? 0 : s->config.kv_type == L3_F16 ? 1 : 2;
+    const float      big = 1e30f; /* in place of what is not finite */
+    float            low = big, high = -big, worst = 0;
+    uint32_t         worst_at = 0;
+    bool             same     = true;
+    for (uint32_t i = 0; i < n; i++) {
+        const uint8_t *p = l3__bytes(&s->work, t, ((uint64_t)row * n + i) * 4, 4, err);
+        if (!p) return L3_ERR_IO;
+        const float want = l3__as_float(l3__le32(p)), got = s->logits[l3__selftest_id(s->model, i, n)];
+        const float d = want < got ? got - want : want - got;
+        same          = same && l3__as_bits(got) == l3__le32(p);
+        if (!(d <= worst) && worst < big) worst = d < big ? d : big, worst_at = i;
+        low  = want < low ? want : low;
+        high = want > high ? want : high;
+    }
+    *difference = !(worst > 0) ? 0 : worst < big && high > low ? worst / (high - low) : big;
+    if (s->config.work.mode == L3_EXACT ? same : *difference <= L3_SELFTEST_BOUND) return L3_OK;
+    return l3__fail(err, L3_ERR_SELFTEST, t->offset + ((uint64_t)row * n + worst_at) * 4,
+                    "self-test: after %u tokens the logit of token %u is off by %u millionths of the range; at most %u "
+                    "is right",
+                    s->model->selftest_tokens.cols, l3__selftest_id(s->model, worst_at, n),
+                    *difference < 1000 ? (uint32_t)(*difference * 1e6f) : 1000000000u,
+                    s->config.work.mode == L3_EXACT ? 0 : (uint32_t)(L3_SELFTEST_BOUND * 1e6f));
+}
+
+L3_API int l3_session_selftest(l3_session *s, float *difference, l3_error *err) {
+    float d;
+    if (!difference) difference = &d;
+    *difference = 0;
+    if (!s->model->info.selftest_tokens)
+        return l3__fail(err, L3_ERR_UNSUPPORTED, 0, "the file has no self-test; l3-embed puts one in");
+    if (s->position)
+        return l3__fail(err, L3_ERR_ARGUMENT, 0, "the session has %u tokens; a self-test begins with none",
+                        s->position);
+    int code = l3__run_selftest(s, err);
+    if (code == L3_OK) code = l3__compare_selftest(s, difference, err);
+    s->position = 0;
+    return code;
+}
 
 /* >>pieces -------------------------------------------------------------------------------------------------------- */
 

@@ -804,6 +804,8 @@ unsigned char *mk_model(const mk_spec *spec, size_t *n) {
     if (strcmp(s.architecture, "l3") == 0) mk_add_lookup_keys(g, &s);
     mk_add_vector(g, "output_norm.weight", s.dim, 1, 0.1, &rng);
     if (s.separate_head) mk_add_matrix(g, "output.weight", s.head_type, s.dim, s.vocab, head, &rng, NULL);
+    if (s.selftest_tokens) mk_i32s(g, "l3.selftest.tokens", s.selftest_tokens, s.n_selftest_tokens);
+    if (s.selftest_logits) mk_f32s(g, "l3.selftest.logits", s.selftest_logits, s.n_selftest_logits);
     if (s.checksums) mk_checksum(g);
     return mk_finish(g, n);
 }

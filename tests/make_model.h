@@ -142,6 +142,11 @@ typedef struct mk_spec {
     int      checksums;
     int      no_bos, no_space_prefix; /* tokenizer keys set to false instead of absent */
     int      minimal;                 /* leave out every key whose value is its default */
+
+    const int32_t *selftest_tokens; /* l3.selftest.tokens and .logits; NULL: absent */
+    size_t         n_selftest_tokens;
+    const float   *selftest_logits;
+    size_t         n_selftest_logits;
 } mk_spec;
 
 /* The spec with its defaults filled in. */
