@@ -260,7 +260,7 @@ L3_API int l3_session_load(l3_session *session, const l3_source *snapshot, l3_er
  * some millionths in L3_EXACT come from contraction or fast-math (NUMBERS in l3.h) and are harmless.
  * The session must be at position 0 (L3_ERR_ARGUMENT) and is there again afterwards, whatever the result. It takes the time and
  * the context of l3_info.selftest_tokens. L3_ERR_UNSUPPORTED: the file has no self-test. Else the errors of l3_prefill(). */
-#define L3_SELFTEST_BOUND 0.125f /* of L3_FAST */
+#define L3_SELFTEST_BOUND 0.0625f /* of L3_FAST */
 L3_API int l3_session_selftest(l3_session *session, float *difference, l3_error *err);
 
 /* An l3_write_fn into memory, user being an l3_buffer: fails with -1 when it is full. */

@@ -40,7 +40,8 @@ typedef struct report {
     int32_t  worst_token;
     size_t   model_bytes[2], tokenizer_bytes[2], session_bytes[2][3]; /* map, read; for decoding, for encoding; types */
     uint32_t context;
-    budget_report budget; /* with --budget */
+    budget_report budget;          /* with --budget */
+    float         fast_difference; /* of the self-test in fast mode, from the stored logits; of their range */
 } report;
 
 static const char *parse(settings *s, int argc, char **argv) {
@@ -48,7 +49,7 @@ static const char *parse(settings *s, int argc, char **argv) {
     budget_setup *b         = &s->budget;
     cli_option    options[] = {
            {"--json", CLI_FLAG, &s->json, "", "print one JSON object", 0, 0},
-           {"--verify", CLI_FLAG, &s->verify, "", "check every bound and every checksum", 0, 0},
+           {"--verify", CLI_FLAG, &s->verify, "", "check every bound and every checksum, run the self-test", 0, 0},
            {"--text", CLI_TEXT, &b->text, "FILE", "expect tokens as often as they are in this text (.xz, .gz, too)", 0, 0},
            CLI_CONTEXT_OPTION(&b->setup),
            {"--budget", CLI_SIZE, &b->ram, "BYTES[K|M|G]",
@@ -189,6 +190,29 @@ static uint32_t count_row_checksums(const report *r) {
     return n;
 }
 
+/* The file's self-test with every kind of KV cache, in exact and in fast mode, by this machine's kernels. */
+static void run_selftest(report *r) {
+    for (int run = 0; run < 6; run++) {
+        const cli_setup setup = {.kv = run / 2, .exact = run % 2 == 0, .context = r->e.info->selftest_tokens};
+        cli_engine      e;
+        l3_error        err;
+        float           difference;
+        memset(&err, 0, sizeof err);
+        cli_open_model(&e, r->e.path, CLI_MAP);
+        cli_start_session(&e, &setup);
+        cli_check(l3_session_selftest(e.session, &difference, &err), r->e.path, &err);
+        if (difference > r->fast_difference) r->fast_difference = difference;
+        cli_close(&e);
+    }
+}
+
+static void verify(report *r) {
+    l3_error err;
+    memset(&err, 0, sizeof err);
+    cli_check(l3_model_verify(r->e.model, &err), r->e.path, &err);
+    if (r->e.info->selftest_tokens) run_selftest(r);
+}
+
 /* ---- for people ---- */
 
 static const char *kind_name(l3_kind kind) {
@@ -304,10 +328,14 @@ static void print_checksums(const report *r, bool verified) {
     printf("\nchecksums      file: %s; row blocks: ", r->e.info->has_file_checksum ? "yes" : "no");
     if (r->n_lookups == 0) printf("there are none\n");
     else printf("%" PRIu32 " of %" PRIu32 " layers\n", n, r->n_lookups);
+    if (r->e.info->selftest_tokens) printf("self-test      %" PRIu32 " tokens\n", r->e.info->selftest_tokens);
     if (!verified) return;
     printf("verified       every bound%s%s%s\n", r->e.info->has_file_checksum ? ", the file's checksum" : "",
            n ? ", the checksum of every row block" : "",
            n || r->e.info->has_file_checksum ? "" : "; there is no checksum to compare");
+    if (r->e.info->selftest_tokens)
+        printf("               the self-test: the same bits in exact mode, within %.3f%% of the range in fast mode\n",
+               100 * (double)r->fast_difference);
 }
 
 static void print_report(const report *r, const settings *s) {
@@ -428,6 +456,9 @@ static void print_json(const report *r, const settings *s) {
     json_cases(r);
     cli_json_bool("file_checksum", r->e.info->has_file_checksum);
     cli_json_bool("row_checksums", r->n_lookups && count_row_checksums(r) == r->n_lookups);
+    cli_json_u64("selftest_tokens", r->e.info->selftest_tokens);
+    cli_json_real("selftest_fast_difference",
+                  s->verify && r->e.info->selftest_tokens ? (double)r->fast_difference : NAN);
     cli_json_bool("verified", s->verify);
     if (s->budget.ram) budget_json(&r->budget);
     printf("}\n");
@@ -437,10 +468,8 @@ int main(int argc, char **argv) {
     settings      s    = {.json = false};
     const char   *path = parse(&s, argc, argv);
     static report r;
-    l3_error      err;
-    memset(&err, 0, sizeof err);
     gather(&r, &s, path);
-    if (s.verify) cli_check(l3_model_verify(r.e.model, &err), path, &err);
+    if (s.verify) verify(&r);
     if (s.json) print_json(&r, &s);
     else print_report(&r, &s);
     for (uint32_t i = 0; i < r.n_lookups; i++) free(r.lookups[i].offsets);

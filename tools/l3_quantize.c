@@ -1,6 +1,6 @@
 /* l3_quantize.c - a model with its matrices in other types, class by class: tables, weights, embedding, head. Tensors pass
  * through buffers of a fixed size, so memory does not grow with the model. Keys are copied byte by byte, but for those that
- * speak of types and checksums. */
+ * speak of types, checksums and the self-test. */
 #define L3_IMPLEMENTATION
 #include "../l3_model.h"
 
@@ -90,9 +90,8 @@ static uint32_t file_type(int type) {
 /* Keys that do not depend on types are copied. */
 static bool is_copied(void *user, const l3_gguf_key *k) {
     job *j = (job *)user;
-    if (strcmp(k->name, "general.alignment") == 0) j->w.alignment = k->integer;
     if (strcmp(k->name, "general.file_type") == 0) return !(j->has_file_type = true);
-    return strcmp(k->name, "general.quantization_version") != 0 && strncmp(k->name, "l3.checksum.", 12) != 0;
+    return strcmp(k->name, "general.quantization_version") != 0 && !gguf_is_check_key(k->name);
 }
 
 static void add_type_keys(job *j) {
@@ -114,7 +113,7 @@ static int class_of(const char *name) {
     if (strcmp(name, "token_embd.weight") == 0) return EMBEDDING;
     if (strcmp(name, "output.weight") == 0) return HEAD;
     if (cli_has(name, ".lookup_rows")) return ROWS;
-    return cli_has(name, "_norm.") || cli_has(name, ".lookup_offsets") ? OTHER : WEIGHTS;
+    return gguf_is_vector(name) ? OTHER : WEIGHTS;
 }
 
 /* No block may straddle two rows, or the key and the value of a lookup row. */
@@ -151,7 +150,7 @@ static void announce(job *j, const char *name, const l3_tensor *t) {
     l->bytes_before += bytes_of(l->before, n);
     l->bytes_after += bytes_of(l->after, n);
     j->all_bytes += bytes_of(l->before, n);
-    gguf_tensor(&j->w, name, (l3_type)l->after, t->cols, t->rows > 1 || l->class != OTHER ? t->rows : 0);
+    gguf_tensor(&j->w, name, (l3_type)l->after, t->cols, l->class != OTHER ? t->rows : 0);
 }
 
 /* A block of Q4_0: element i is scale times q[i]. */
@@ -232,8 +231,7 @@ static void copy_tensor(job *j, const char *name, const l3_tensor *t) {
         const uint32_t n     = all - at < PIECE ? (uint32_t)(all - at) : PIECE;
         const size_t   bytes = (size_t)bytes_of(l->before, n);
         const uint64_t from  = t->offset + bytes_of(l->before, at);
-        const int      io    = t->source->read(t->source->user, from, j->in, bytes);
-        if (io) cli_fail("%s: byte %" PRIu64 " cannot be read (%s)", j->s->in, from, strerror(abs(io)));
+        gguf_read(j->s->in, t->source, from, j->in, bytes);
         if (l->after != l->before) convert(j, l, name, n);
         gguf_data(&j->w, l->after != l->before ? j->out : j->in, (size_t)bytes_of(l->after, n));
         j->read_bytes += bytes;

@@ -198,7 +198,7 @@ static bool is_kept_without_tables(void *user, const l3_gguf_key *k) {
     (void)user;
     for (size_t i = 0; i < sizeof other / sizeof *other; i++)
         if (strcmp(k->name, other[i]) == 0) return false;
-    return strncmp(k->name, "l3.checksum.", 12) != 0;
+    return !gguf_is_check_key(k->name);
 }
 
 /* The first row of each token; where it has none, the table's first. */
