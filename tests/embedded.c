@@ -25,7 +25,7 @@ static void *block(size_t skip) {
 
 static l3_model *open_model(const unsigned char *bytes, size_t *size) {
     const l3_source source = l3_source_memory(bytes, IMAGE_SIZE);
-    l3_model       *model;
+    l3_model       *model  = NULL;
     l3_error        err;
     if (l3_model_size(&source, NULL, size, &err) == L3_OK &&
         l3_model_open(&model, &source, NULL, block(0), *size, &err) == L3_OK)

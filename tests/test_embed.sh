@@ -44,7 +44,7 @@ model.gguf out.S --name
 model.gguf out.S --section a,b
 model.gguf ABC.S
 END
-    check "nothing was written" eval '[ -z "$(find . -name "out*")" ]'
+    check "nothing was written" eval '[ -z "$(find . -name "out.*")" ]'
 }
 
 # The same image as an assembler file and as C, in the same program.
