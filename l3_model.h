@@ -26,6 +26,7 @@
  *     L3_NO_ENCODER      leaves out l3_tokenize(): the tokenizer only decodes (run 0)
  *     L3_NO_SAMPLER      leaves out l3_sample() and what belongs to it
  *     L3_NO_SNAPSHOT     leaves out l3_session_save() and l3_session_load()
+ *     L3_NO_SELFTEST     leaves out l3_session_selftest(): a file's self-test is passed over
  *
  * MEMORY, ERRORS, THREADS, NUMBERS: as in l3.h.
  *
@@ -262,6 +263,19 @@ L3_API int      l3_session_save(const l3_session *session, l3_write_fn write, vo
  * first (one pass over it), so an error leaves the session as it was; only a source that fails or changes between that
  * pass and the next leaves it empty. L3_ERR_MISMATCH, L3_ERR_CHECKSUM, L3_ERR_FORMAT, L3_ERR_IO. */
 L3_API int l3_session_load(l3_session *session, const l3_source *snapshot, l3_error *err);
+
+#ifndef L3_NO_SELFTEST
+/* Runs the token IDs that are stored in the file (l3-embed puts them there) and compares logits with those stored beside
+ * them, which plain C computed in exact mode on another machine. A device that writes nonsense is told apart so: bytes that do
+ * not match their checksum (L3_ERR_CHECKSUM from l3_model_verify(), or when rows are read) are a bad flash; sound bytes and
+ * L3_ERR_SELFTEST a bad port: compiler, options, kernels. L3_EXACT must give the same bits, L3_FAST stays within a bound.
+ * *difference, if not NULL, gets the largest difference, as a part of the range from the lowest to the highest stored logit;
+ * some millionths in L3_EXACT come from contraction or fast-math (NUMBERS in l3.h) and are harmless.
+ * The session must be at position 0 (L3_ERR_ARGUMENT) and is there again afterwards, whatever the result. It takes the time and
+ * the context of l3_info.selftest_tokens. L3_ERR_UNSUPPORTED: the file has no self-test. Else the errors of l3_prefill(). */
+#define L3_SELFTEST_BOUND 0.0625f /* of L3_FAST */
+L3_API int l3_session_selftest(l3_session *session, float *difference, l3_error *err);
+#endif
 
 /* An l3_write_fn into memory, user being an l3_buffer: fails with -1 when it is full. */
 typedef struct l3_buffer {
@@ -788,6 +802,7 @@ L3__FN int l3__checksum_key(l3__keys *m, const l3_gguf_key *k, const char *suffi
     return L3_OK;
 }
 
+#ifndef L3_NO_SELFTEST
 L3__FN int l3__selftest_key(const l3__keys *m, const l3_gguf_key *k, const char *suffix) {
     const bool is_tokens = strcmp(suffix, "tokens") == 0;
     if (!is_tokens && strcmp(suffix, "logits") != 0) return l3__unsupported_key(m, k);
@@ -801,6 +816,7 @@ L3__FN int l3__selftest_key(const l3__keys *m, const l3_gguf_key *k, const char 
     l3__key_tensor(m, k, is_tokens ? &m->model->selftest_tokens : &m->model->selftest_logits, rows);
     return L3_OK;
 }
+#endif
 
 L3__FN int l3__id_key(const l3__keys *m, const l3_gguf_key *k, int32_t *id) {
     if (!l3__is_integer(k)) return l3__bad_key(m, k, "a token ID");
@@ -857,7 +873,11 @@ L3__FN int l3__on_key(void *user, const l3_gguf_key *k) {
     if (l3__starts_with(k->name, "general.")) return l3__general_key(m, k, k->name + 8);
     if (l3__starts_with(k->name, "tokenizer.ggml.")) return l3__tokenizer_key(m, k, k->name + 15);
     if (l3__starts_with(k->name, "l3.checksum.")) return l3__checksum_key(m, k, k->name + 12);
+#ifdef L3_NO_SELFTEST
+    if (l3__starts_with(k->name, "l3.selftest.")) return L3_OK;
+#else
     if (l3__starts_with(k->name, "l3.selftest.")) return l3__selftest_key(m, k, k->name + 12);
+#endif
     if (strcmp(k->name, "split.count") == 0 && k->integer > 1) return l3__unsupported_key(m, k);
     if (l3__starts_with(k->name, "llama.")) {
         m->llama_keys = true;
@@ -1207,9 +1227,11 @@ L3__APART int l3__check_complete(l3_model *m, l3_error *err) {
             return l3__fail(err, L3_ERR_FORMAT, m->data_start, "tensor %s is missing", name);
     }
     m->info.tied_head = m->info.kind == L3_KIND_MODEL && !m->output.source;
+#ifndef L3_NO_SELFTEST
     if (l3__present(&m->selftest_tokens) != l3__present(&m->selftest_logits))
         return l3__fail(err, L3_ERR_FORMAT, 0, "of l3.selftest.tokens and l3.selftest.logits only one is there");
     m->info.selftest_tokens = m->selftest_tokens.cols;
+#endif
     return L3_OK;
 }
 
@@ -1569,8 +1591,10 @@ L3__FN l3__widths l3__model_widths(const l3_model *m) {
     l3__place  p;
     if (x.vector < m->info.dim) x.vector = m->info.dim;
     for (uint32_t i = 0; l3__place_at(m, i, &p); i++) l3__need_window(&x.window, p.tensor);
+#ifndef L3_NO_SELFTEST
     l3__need_window(&x.window, &m->selftest_tokens);
     l3__need_window(&x.window, &m->selftest_logits);
+#endif
     for (uint32_t b = 0; b < m->info.n_blocks; b++) {
         const l3__block *w         = &m->blocks[b];
         const l3_tensor *matrix[7] = {&w->attn_q,   &w->attn_k, &w->attn_v,  &w->attn_output,
@@ -2412,6 +2436,7 @@ L3_API int l3_write_buffer(void *user, const void *bytes, size_t n) {
 
 /* >>selftest ------------------------------------------------------------------------------------------------------ */
 
+#ifndef L3_NO_SELFTEST
 /* The stored tokens: the first half in calls of several, the others one by one, so that both kinds of kernels take part. */
 L3__FN int l3__run_selftest(l3_session *s, l3_error *err) {
     const l3_tensor *t    = &s->model->selftest_tokens;
@@ -2477,6 +2502,7 @@ L3_API int l3_session_selftest(l3_session *s, float *difference, l3_error *err) 
     s->position = 0;
     return code;
 }
+#endif /* L3_NO_SELFTEST */
 
 /* >>pieces -------------------------------------------------------------------------------------------------------- */
 

@@ -40,8 +40,8 @@ typedef struct report {
     int32_t  worst_token;
     size_t   model_bytes[2], tokenizer_bytes[2], session_bytes[2][3]; /* map, read; for decoding, for encoding; types */
     uint32_t context;
-    float    fast_difference; /* of the self-test in fast mode, from the stored logits; of their range */
-    budget_report budget;     /* with --budget */
+    budget_report budget;          /* with --budget */
+    float         fast_difference; /* of the self-test in fast mode, from the stored logits; of their range */
 } report;
 
 static const char *parse(settings *s, int argc, char **argv) {
