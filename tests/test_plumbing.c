@@ -973,6 +973,7 @@ TEST(steps_over_equal_tokens) {
     seat          s;
     int           more = 1;
     p.config.step      = 2000;
+    p.window_over      = -1;
     REQUIRE(pipes_open(&g, &s, &t, &p));
     count_products(s.session);
     CHECK_EQ(l3_decode_begin(s.session, ids, 4, NULL), L3_OK);
