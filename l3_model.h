@@ -26,6 +26,8 @@
  *     L3_NO_ENCODER      leaves out l3_tokenize(): the tokenizer only decodes (run 0)
  *     L3_NO_SAMPLER      leaves out l3_sample() and what belongs to it
  *     L3_NO_SNAPSHOT     leaves out l3_session_save() and l3_session_load()
+ *     L3_NO_STEPS        leaves out l3_decode_begin(), l3_decode_step() and l3_session_step_bound()
+ *     L3_NO_PIN          leaves out l3_model_pin() and l3_model_pin_size()
  *
  * MEMORY, ERRORS, THREADS, NUMBERS: as in l3.h.
  *
@@ -144,6 +146,7 @@ L3_API const l3_info *l3_model_info(const l3_model *model);
 L3_API const l3_lookup *l3_model_lookup(const l3_model *model, uint32_t i, uint32_t *block);
 /* Tensor i = 0, 1, ... of the file in a fixed order, its name of at most 63 bytes; NULL after the last. */
 L3_API const l3_tensor *l3_model_tensor(const l3_model *model, uint32_t i, char name[64]);
+#ifndef L3_NO_PIN
 /* Copies what is read for every token into RAM, where the source has no map: a byte given here saves reading a byte for each
  * token (or batch of them). In this order: vectors and matrices, the smallest first, the last matrix as far as its rows have
  * room; then the lookup layers' offsets and checksums. Tables are what l3_work_config.cache is for; an embedding that is not
@@ -153,6 +156,7 @@ L3_API const l3_tensor *l3_model_tensor(const l3_model *model, uint32_t i, char 
 L3_API int l3_model_pin(l3_model *model, void *mem, size_t size, l3_error *err);
 /* How much of a budget of so many bytes l3_model_pin() would use; of SIZE_MAX: all that there is to pin. */
 L3_API size_t l3_model_pin_size(const l3_model *model, size_t budget);
+#endif
 /* A hash of the metadata and of the first bytes of every tensor, which tells models apart. */
 L3_API int l3_model_fingerprint(const l3_model *model, uint64_t *fingerprint, l3_error *err);
 /* Reads the whole file once and compares every checksum that it has. L3_ERR_CHECKSUM with the place. */
@@ -199,6 +203,7 @@ L3_API int l3_decode(l3_session *session, int32_t token, l3_error *err);
 /* Appends tokens[i] to sessions[i], for n different sessions of one model; weights are read once for up to work.batch of
  * sessions[0]. Results are those of n calls of l3_decode. On any error no session has moved. */
 L3_API int l3_decode_batch(l3_session *const *sessions, const int32_t *tokens, uint32_t n, l3_error *err);
+#ifndef L3_NO_STEPS
 /* The same in pieces, for programs in which a watchdog, a radio or a scheduler lives beside the model: l3_decode_begin()
  * appends n tokens, 1 <= n <= work.batch, and each l3_decode_step() does a bounded part of the work and returns
  *     1: there is more to do;    0: done, l3_position() and l3_logits() are those after the last token;
@@ -223,6 +228,7 @@ typedef struct l3_step_bound {
     uint32_t reads; /* calls of read or start */
 } l3_step_bound;
 L3_API l3_step_bound l3_session_step_bound(const l3_session *session);
+#endif
 
 /* Logits (vocab,) after the last token; of the last call that succeeded, until the next call or l3_truncate. */
 L3_API const float *l3_logits(const l3_session *session);
@@ -1323,6 +1329,19 @@ L3__FN int l3__each_piece(l3__reader *r, uint64_t from, uint64_t to, void (*piec
     return L3_OK;
 }
 
+typedef struct l3__copying {
+    unsigned char *to;
+    uint32_t       crc;
+} l3__copying;
+
+L3__FN void l3__copy_piece(void *user, const uint8_t *p, size_t n) {
+    l3__copying *c = (l3__copying *)user;
+    memcpy(c->to, p, n);
+    c->crc = l3_crc32(c->crc, c->to, n);
+    c->to += n;
+}
+
+#ifndef L3_NO_PIN
 /* A tensor that could be pinned. */
 typedef struct l3__pin {
     l3_tensor *tensor;
@@ -1370,18 +1389,6 @@ L3_API size_t l3_model_pin_size(const l3_model *m, size_t budget) {
     return l3__arena_size(&a);
 }
 
-typedef struct l3__copying {
-    unsigned char *to;
-    uint32_t       crc;
-} l3__copying;
-
-L3__FN void l3__copy_piece(void *user, const uint8_t *p, size_t n) {
-    l3__copying *c = (l3__copying *)user;
-    memcpy(c->to, p, n);
-    c->crc = l3_crc32(c->crc, c->to, n);
-    c->to += n;
-}
-
 L3_API int l3_model_pin(l3_model *m, void *mem, size_t size, l3_error *err) {
     l3__stack_buffer buffer;
     l3__reader       r    = l3__stack_reader(&m->source, &buffer);
@@ -1400,6 +1407,7 @@ L3_API int l3_model_pin(l3_model *m, void *mem, size_t size, l3_error *err) {
     }
     return code;
 }
+#endif /* L3_NO_PIN */
 
 /* FNV-1a, 64 bits. */
 L3__FN void l3__hash_piece(void *user, const uint8_t *p, size_t n) {
@@ -2125,6 +2133,7 @@ L3_API int l3_prefill(l3_session *s, const int32_t *tokens, uint32_t n, float *a
 
 L3_API int l3_decode(l3_session *s, int32_t token, l3_error *err) { return l3_prefill(s, &token, 1, NULL, err); }
 
+#ifndef L3_NO_STEPS
 L3_API int l3_decode_begin(l3_session *s, const int32_t *tokens, uint32_t n, l3_error *err) {
     l3__pass_drop(s);
     if (n == 0 || n > s->work.batch)
@@ -2146,33 +2155,6 @@ L3_API int l3_decode_step(l3_session *s, l3_error *err) {
     const uint32_t n    = s->work.n;
     const int      code = l3__pass_piece(s, err);
     if (code == L3_OK) s->position += n;
-    return code;
-}
-
-L3_API int l3_decode_batch(l3_session *const *sessions, const int32_t *tokens, uint32_t n, l3_error *err) {
-    if (n == 0) return l3__fail(err, L3_ERR_ARGUMENT, 0, "no sessions were given");
-    l3_session    *lead  = sessions[0];
-    const uint32_t batch = lead->work.batch;
-    int            code  = l3__check_tokens(lead->model, tokens, n, err);
-    for (uint32_t i = 0; code == L3_OK && i < n; i++) {
-        if (sessions[i]->model != lead->model)
-            return l3__fail(err, L3_ERR_ARGUMENT, 0, "session %u has another model than session 0", i);
-        for (uint32_t j = 0; j < i; j++)
-            if (sessions[j] == sessions[i]) return l3__fail(err, L3_ERR_ARGUMENT, 0, "session %u is given twice", i);
-        code = l3__check_room(sessions[i], 1, err);
-    }
-    for (uint32_t i = 0; code == L3_OK && i < n; i++) l3__pass_drop(sessions[i]);
-    for (uint32_t i = 0; code == L3_OK && i < n; i += batch) {
-        const uint32_t count = n - i < batch ? n - i : batch;
-        for (uint32_t p = 0; p < count; p++) {
-            lead->owner[p]  = sessions[i + p];
-            lead->at[p]     = sessions[i + p]->position;
-            lead->wanted[p] = sessions[i + p]->logits;
-        }
-        lead->work.prefill = false; /* as if each was alone */
-        code               = l3__pass(lead, tokens + i, count, err);
-    }
-    for (uint32_t i = 0; code == L3_OK && i < n; i++) sessions[i]->position++;
     return code;
 }
 
@@ -2205,6 +2187,34 @@ L3_API l3_step_bound l3_session_step_bound(const l3_session *s) {
     b.read_bytes = rows ? rows + s->work.batch * index : 0;
     b.reads      = rows ? 1 + (index ? 2 * s->work.batch : 0) : 0;
     return b;
+}
+#endif
+
+L3_API int l3_decode_batch(l3_session *const *sessions, const int32_t *tokens, uint32_t n, l3_error *err) {
+    if (n == 0) return l3__fail(err, L3_ERR_ARGUMENT, 0, "no sessions were given");
+    l3_session    *lead  = sessions[0];
+    const uint32_t batch = lead->work.batch;
+    int            code  = l3__check_tokens(lead->model, tokens, n, err);
+    for (uint32_t i = 0; code == L3_OK && i < n; i++) {
+        if (sessions[i]->model != lead->model)
+            return l3__fail(err, L3_ERR_ARGUMENT, 0, "session %u has another model than session 0", i);
+        for (uint32_t j = 0; j < i; j++)
+            if (sessions[j] == sessions[i]) return l3__fail(err, L3_ERR_ARGUMENT, 0, "session %u is given twice", i);
+        code = l3__check_room(sessions[i], 1, err);
+    }
+    for (uint32_t i = 0; code == L3_OK && i < n; i++) l3__pass_drop(sessions[i]);
+    for (uint32_t i = 0; code == L3_OK && i < n; i += batch) {
+        const uint32_t count = n - i < batch ? n - i : batch;
+        for (uint32_t p = 0; p < count; p++) {
+            lead->owner[p]  = sessions[i + p];
+            lead->at[p]     = sessions[i + p]->position;
+            lead->wanted[p] = sessions[i + p]->logits;
+        }
+        lead->work.prefill = false; /* as if each was alone */
+        code               = l3__pass(lead, tokens + i, count, err);
+    }
+    for (uint32_t i = 0; code == L3_OK && i < n; i++) sessions[i]->position++;
+    return code;
 }
 
 L3_API const float *l3_logits(const l3_session *s) { return s->logits; }
