@@ -4072,10 +4072,18 @@ L3__FN int l3__matmul_through_window(l3_work *w, l3__matmul_job *j, const l3__pr
 /* A piece of work is done, and more of the same kind is left. */
 #define L3__MORE 1
 
-L3__FN bool l3__in_pieces(const l3_work *w) { return w->most != UINT64_MAX; }
+L3__FN bool l3__in_pieces(const l3_work *w) {
+#ifdef L3_NO_STEPS
+    (void)w;
+    return false;
+#else
+    return w->most != UINT64_MAX;
+#endif
+}
 
 /* How many of `left` units, each of so many multiply-adds, make a piece: at least one. */
 L3__FN uint32_t l3__allowed(const l3_work *w, uint32_t left, uint64_t cost) {
+    if (!l3__in_pieces(w)) return left;
     const uint64_t n = w->most / cost;
     return n >= left ? left : n ? (uint32_t)n : 1;
 }

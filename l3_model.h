@@ -27,6 +27,8 @@
  *     L3_NO_SAMPLER      leaves out l3_sample() and what belongs to it
  *     L3_NO_SNAPSHOT     leaves out l3_session_save() and l3_session_load()
  *     L3_NO_SELFTEST     leaves out l3_session_selftest(): a file's self-test is passed over
+ *     L3_NO_STEPS        leaves out l3_decode_begin(), l3_decode_step() and l3_session_step_bound()
+ *     L3_NO_PIN          leaves out l3_model_pin() and l3_model_pin_size()
  *
  * MEMORY, ERRORS, THREADS, NUMBERS: as in l3.h.
  *
@@ -147,15 +149,17 @@ L3_API const l3_info *l3_model_info(const l3_model *model);
 L3_API const l3_lookup *l3_model_lookup(const l3_model *model, uint32_t i, uint32_t *block);
 /* Tensor i = 0, 1, ... of the file in a fixed order, its name of at most 63 bytes; NULL after the last. */
 L3_API const l3_tensor *l3_model_tensor(const l3_model *model, uint32_t i, char name[64]);
+#ifndef L3_NO_PIN
 /* Copies what is read for every token into RAM, where the source has no map: a byte given here saves reading a byte for each
  * token (or batch of them). In this order: vectors and matrices, the smallest first, the last matrix as far as its rows have
  * room; then the lookup layers' offsets and checksums. Tables are what l3_work_config.cache is for; an embedding that is not
  * the head stays where it is, too. mem: size bytes aligned to L3_ALIGN, used as long as the model is. Call it before any
- * session is made, several times if there are several pieces of RAM: each goes on where the last one ended. On L3_ERR_IO
- * what was copied is used, and a later call goes on. */
+ * session is made, several times if there are several pieces of RAM: each goes on with the tensors of which nothing is in
+ * RAM yet. On L3_ERR_IO what was copied is used, and a later call goes on. */
 L3_API int l3_model_pin(l3_model *model, void *mem, size_t size, l3_error *err);
 /* How much of a budget of so many bytes l3_model_pin() would use; of SIZE_MAX: all that there is to pin. */
 L3_API size_t l3_model_pin_size(const l3_model *model, size_t budget);
+#endif
 /* A hash of the metadata and of the first bytes of every tensor, which tells models apart. */
 L3_API int l3_model_fingerprint(const l3_model *model, uint64_t *fingerprint, l3_error *err);
 /* Reads the whole file once and compares every checksum that it has. L3_ERR_CHECKSUM with the place. */
@@ -202,6 +206,7 @@ L3_API int l3_decode(l3_session *session, int32_t token, l3_error *err);
 /* Appends tokens[i] to sessions[i], for n different sessions of one model; weights are read once for up to work.batch of
  * sessions[0]. Results are those of n calls of l3_decode. On any error no session has moved. */
 L3_API int l3_decode_batch(l3_session *const *sessions, const int32_t *tokens, uint32_t n, l3_error *err);
+#ifndef L3_NO_STEPS
 /* The same in pieces, for programs in which a watchdog, a radio or a scheduler lives beside the model: l3_decode_begin()
  * appends n tokens, 1 <= n <= work.batch, and each l3_decode_step() does a bounded part of the work and returns
  *     1: there is more to do;    0: done, l3_position() and l3_logits() are those after the last token;
@@ -214,17 +219,19 @@ L3_API int l3_decode_batch(l3_session *const *sessions, const int32_t *tokens, u
 L3_API int l3_decode_begin(l3_session *session, const int32_t *tokens, uint32_t n, l3_error *err);
 L3_API int l3_decode_step(l3_session *session, l3_error *err);
 
-/* What a step of a session does at most. */
+/* What a step of a session does at most; l3_decode_begin() reads no more either, but 8 bytes for each token and lookup layer
+ * where the source has a hint. */
 typedef struct l3_step_bound {
-    uint64_t products; /* multiply-adds, an exponential counting as 16: config.step, or one row of the widest matrix for
-                          every position of a batch where that is more. Beside them, what is done once an element of a
-                          vector of each position: a norm, a sum, a rotation */
-    uint64_t
-        read_bytes; /* asked of sources, their alignment included: the window, or a token's rows where they go to the
-                            cache at once; with the few bytes that say where rows lie */
+    /* Multiply-adds, an exponential counting as 16: config.step, or one row of the widest matrix for every position of a
+     * batch where that is more. Beside them, what is done once an element of a vector of each position: a norm, a sum. */
+    uint64_t products;
+    /* Bytes asked of sources, their alignment included: the window, or a token's rows where they go to the cache at once,
+     * with the few that say where rows lie. */
+    uint64_t read_bytes;
     uint32_t reads; /* calls of read or start */
 } l3_step_bound;
 L3_API l3_step_bound l3_session_step_bound(const l3_session *session);
+#endif
 
 /* Logits (vocab,) after the last token; of the last call that succeeded, until the next call or l3_truncate. */
 L3_API const float *l3_logits(const l3_session *session);
@@ -1382,6 +1389,19 @@ L3__FN int l3__each_piece(l3__reader *r, uint64_t from, uint64_t to, void (*piec
     return L3_OK;
 }
 
+typedef struct l3__copying {
+    unsigned char *to;
+    uint32_t       crc;
+} l3__copying;
+
+L3__FN void l3__copy_piece(void *user, const uint8_t *p, size_t n) {
+    l3__copying *c = (l3__copying *)user;
+    memcpy(c->to, p, n);
+    c->crc = l3_crc32(c->crc, c->to, n);
+    c->to += n;
+}
+
+#ifndef L3_NO_PIN
 /* A tensor that could be pinned. */
 typedef struct l3__pin {
     l3_tensor *tensor;
@@ -1429,18 +1449,6 @@ L3_API size_t l3_model_pin_size(const l3_model *m, size_t budget) {
     return l3__arena_size(&a);
 }
 
-typedef struct l3__copying {
-    unsigned char *to;
-    uint32_t       crc;
-} l3__copying;
-
-L3__FN void l3__copy_piece(void *user, const uint8_t *p, size_t n) {
-    l3__copying *c = (l3__copying *)user;
-    memcpy(c->to, p, n);
-    c->crc = l3_crc32(c->crc, c->to, n);
-    c->to += n;
-}
-
 L3_API int l3_model_pin(l3_model *m, void *mem, size_t size, l3_error *err) {
     l3__stack_buffer buffer;
     l3__reader       r    = l3__stack_reader(&m->source, &buffer);
@@ -1459,6 +1467,7 @@ L3_API int l3_model_pin(l3_model *m, void *mem, size_t size, l3_error *err) {
     }
     return code;
 }
+#endif /* L3_NO_PIN */
 
 /* FNV-1a, 64 bits. */
 L3__FN void l3__hash_piece(void *user, const uint8_t *p, size_t n) {
@@ -1557,7 +1566,7 @@ struct l3_session {
     int         stage; /* l3__pass_stage */
     uint32_t    n;     /* positions; from L3__PASS_HEAD on, those whose logits are wanted */
     uint32_t    block, lookup;
-    uint32_t    unit;    /* how much of the stage is done: positions, heads, elements or rows */
+    size_t      unit;    /* how much of the stage is done: positions, heads, elements or rows */
     l3__softmax softmax; /* of a head that attends in pieces */
 
     /* Scratch, (batch, ...). */
@@ -1745,8 +1754,7 @@ L3_API int l3_session_init(l3_session **session, const l3_model *m, const l3_ses
 
 /* Sines and cosines for one position of the pass (RoPE: Su et al. 2021). */
 L3__FN int l3__rope_table(l3_session *s) {
-    const size_t   half = s->model->info.rope_dims / 2;
-    const uint32_t p    = s->unit++;
+    const size_t half = s->model->info.rope_dims / 2, p = s->unit++;
     for (size_t i = 0; i < half; i++)
         l3__sincos(s->at[p] * s->rope_rates[i], &s->rope_sin[p * half + i], &s->rope_cos[p * half + i]);
     return s->unit < s->n ? L3__MORE : L3_OK;
@@ -1949,13 +1957,13 @@ L3__FN void l3__attend_all(const l3_session *s, uint32_t block, uint32_t n) {
 /* All of it, or as many tiles of one head as make a piece. */
 L3__FN int l3__attend_some(l3_session *s) {
     const l3_info *x     = &s->model->info;
-    const uint32_t heads = s->n * x->n_heads, p = s->unit / x->n_heads;
+    const uint32_t heads = s->n * x->n_heads, head = (uint32_t)s->unit, p = head / x->n_heads;
     if (!l3__in_pieces(&s->work)) {
         l3__attend_all(s, s->block, s->n);
         return L3_OK;
     }
     const uint32_t tiles = (s->at[p] - s->softmax.at) / L3__TILE + 1;
-    l3__attend(s, s->block, p, s->unit % x->n_heads, &s->softmax,
+    l3__attend(s, s->block, p, head % x->n_heads, &s->softmax,
                l3__allowed(&s->work, tiles, L3__TILE * (2 * (uint64_t)x->head_dim + L3__EXP_COST)));
     if (s->softmax.at > s->at[p]) s->softmax.at = 0, s->unit++;
     return s->unit < heads ? L3__MORE : L3_OK;
@@ -1975,9 +1983,9 @@ L3__FN int l3__norm_all(l3_session *s, const l3_tensor *weight, const float *x, 
 
 /* The embedding of one position. */
 L3__FN int l3__embed(l3_session *s, l3_error *err) {
-    const uint32_t p    = s->unit++;
-    const int      code = l3__load_row(&s->work, &s->model->embedding, (uint32_t)s->work.tokens[p],
-                                       s->x + (size_t)p * s->model->info.dim, err);
+    const size_t p = s->unit++;
+    const int    code =
+        l3__load_row(&s->work, &s->model->embedding, (uint32_t)s->work.tokens[p], s->x + p * s->model->info.dim, err);
     return code == L3_OK && s->unit < s->n ? L3__MORE : code;
 }
 
@@ -1992,7 +2000,7 @@ L3__FN int l3__qkv(l3_session *s, l3_error *err) {
 /* Queries and keys of one position are rotated, keys and values stored. */
 L3__FN int l3__rope_and_store(l3_session *s) {
     const l3_info *x = &s->model->info;
-    const uint32_t p = s->unit++;
+    const uint32_t p = (uint32_t)s->unit++;
     l3__rope(s, s->q + (size_t)p * x->n_heads * x->head_dim, x->n_heads, p);
     l3__rope(s, s->k + (size_t)p * x->n_kv_heads * x->head_dim, x->n_kv_heads, p);
     l3__store_kv(s, s->block, p);
@@ -2019,7 +2027,7 @@ L3__FN int l3__swiglu_some(l3_session *s) {
     const size_t all = (size_t)s->n * s->model->info.ffn_dim, left = all - s->unit;
     const size_t n = l3__allowed(&s->work, left < UINT32_MAX ? (uint32_t)left : UINT32_MAX, L3__EXP_COST);
     s->work.kernels->swiglu(s->gate + s->unit, s->up + s->unit, n);
-    s->unit += (uint32_t)n;
+    s->unit += n;
     return s->unit < all ? L3__MORE : L3_OK;
 }
 
@@ -2042,14 +2050,15 @@ L3__FN int l3__final_norm(l3_session *s, l3_error *err) {
 L3__FN int l3__head(l3_session *s, l3_error *err) {
     const l3_model  *m    = s->model;
     const l3_tensor *head = m->info.tied_head ? &m->embedding : &m->output;
-    const uint32_t   d = m->info.dim, vocab = m->info.vocab, step = m->info.ffn_dim, left = vocab - s->unit;
+    const uint32_t   d = m->info.dim, vocab = m->info.vocab, step = m->info.ffn_dim, done = (uint32_t)s->unit;
+    const uint32_t   left = vocab - done;
     if (s->n == 0) return L3_OK;
     if (s->n == 1) return l3__matmul(&s->work, head, s->normed, d, 1, s->wanted[0], vocab, err);
-    const l3_tensor part = l3__rows_of(head, s->unit, left < step ? left : step);
+    const l3_tensor part = l3__rows_of(head, done, left < step ? left : step);
     const int       code = l3__matmul(&s->work, &part, s->normed, d, s->n, s->gate, step, err);
     if (code != L3_OK) return code;
     for (uint32_t p = 0; p < s->n; p++)
-        memcpy(s->wanted[p] + s->unit, s->gate + (size_t)p * step, part.rows * sizeof(float));
+        memcpy(s->wanted[p] + done, s->gate + (size_t)p * step, part.rows * sizeof(float));
     s->unit += part.rows;
     return s->unit < vocab ? L3__MORE : L3_OK;
 }
@@ -2086,7 +2095,8 @@ L3__FN int l3__pass_begin(l3_session *s, const int32_t *tokens, uint32_t n, uint
     if (code != L3_OK) return code;
     s->stage = L3__PASS_EMBED;
     s->n     = n;
-    s->block = s->lookup = s->unit = s->softmax.at = 0;
+    s->block = s->lookup = s->softmax.at = 0;
+    s->unit                              = 0;
     return L3_OK;
 }
 
@@ -2187,6 +2197,7 @@ L3_API int l3_prefill(l3_session *s, const int32_t *tokens, uint32_t n, float *a
 
 L3_API int l3_decode(l3_session *s, int32_t token, l3_error *err) { return l3_prefill(s, &token, 1, NULL, err); }
 
+#ifndef L3_NO_STEPS
 L3_API int l3_decode_begin(l3_session *s, const int32_t *tokens, uint32_t n, l3_error *err) {
     l3__pass_drop(s);
     if (n == 0 || n > s->work.batch)
@@ -2208,33 +2219,6 @@ L3_API int l3_decode_step(l3_session *s, l3_error *err) {
     const uint32_t n    = s->work.n;
     const int      code = l3__pass_piece(s, err);
     if (code == L3_OK) s->position += n;
-    return code;
-}
-
-L3_API int l3_decode_batch(l3_session *const *sessions, const int32_t *tokens, uint32_t n, l3_error *err) {
-    if (n == 0) return l3__fail(err, L3_ERR_ARGUMENT, 0, "no sessions were given");
-    l3_session    *lead  = sessions[0];
-    const uint32_t batch = lead->work.batch;
-    int            code  = l3__check_tokens(lead->model, tokens, n, err);
-    for (uint32_t i = 0; code == L3_OK && i < n; i++) {
-        if (sessions[i]->model != lead->model)
-            return l3__fail(err, L3_ERR_ARGUMENT, 0, "session %u has another model than session 0", i);
-        for (uint32_t j = 0; j < i; j++)
-            if (sessions[j] == sessions[i]) return l3__fail(err, L3_ERR_ARGUMENT, 0, "session %u is given twice", i);
-        code = l3__check_room(sessions[i], 1, err);
-    }
-    for (uint32_t i = 0; code == L3_OK && i < n; i++) l3__pass_drop(sessions[i]);
-    for (uint32_t i = 0; code == L3_OK && i < n; i += batch) {
-        const uint32_t count = n - i < batch ? n - i : batch;
-        for (uint32_t p = 0; p < count; p++) {
-            lead->owner[p]  = sessions[i + p];
-            lead->at[p]     = sessions[i + p]->position;
-            lead->wanted[p] = sessions[i + p]->logits;
-        }
-        lead->work.prefill = false; /* as if each was alone */
-        code               = l3__pass(lead, tokens + i, count, err);
-    }
-    for (uint32_t i = 0; code == L3_OK && i < n; i++) sessions[i]->position++;
     return code;
 }
 
@@ -2267,6 +2251,34 @@ L3_API l3_step_bound l3_session_step_bound(const l3_session *s) {
     b.read_bytes = rows ? rows + s->work.batch * index : 0;
     b.reads      = rows ? 1 + (index ? 2 * s->work.batch : 0) : 0;
     return b;
+}
+#endif
+
+L3_API int l3_decode_batch(l3_session *const *sessions, const int32_t *tokens, uint32_t n, l3_error *err) {
+    if (n == 0) return l3__fail(err, L3_ERR_ARGUMENT, 0, "no sessions were given");
+    l3_session    *lead  = sessions[0];
+    const uint32_t batch = lead->work.batch;
+    int            code  = l3__check_tokens(lead->model, tokens, n, err);
+    for (uint32_t i = 0; code == L3_OK && i < n; i++) {
+        if (sessions[i]->model != lead->model)
+            return l3__fail(err, L3_ERR_ARGUMENT, 0, "session %u has another model than session 0", i);
+        for (uint32_t j = 0; j < i; j++)
+            if (sessions[j] == sessions[i]) return l3__fail(err, L3_ERR_ARGUMENT, 0, "session %u is given twice", i);
+        code = l3__check_room(sessions[i], 1, err);
+    }
+    for (uint32_t i = 0; code == L3_OK && i < n; i++) l3__pass_drop(sessions[i]);
+    for (uint32_t i = 0; code == L3_OK && i < n; i += batch) {
+        const uint32_t count = n - i < batch ? n - i : batch;
+        for (uint32_t p = 0; p < count; p++) {
+            lead->owner[p]  = sessions[i + p];
+            lead->at[p]     = sessions[i + p]->position;
+            lead->wanted[p] = sessions[i + p]->logits;
+        }
+        lead->work.prefill = false; /* as if each was alone */
+        code               = l3__pass(lead, tokens + i, count, err);
+    }
+    for (uint32_t i = 0; code == L3_OK && i < n; i++) sessions[i]->position++;
+    return code;
 }
 
 L3_API const float *l3_logits(const l3_session *s) { return s->logits; }

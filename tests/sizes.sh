@@ -31,7 +31,7 @@ switches_of() { # set
     all) ;;
     no-allocator) echo L3_NO_ALLOCATOR ;;
     no-text) echo L3_NO_ALLOCATOR L3_NO_ERROR_TEXT ;;
-    minimal) echo L3_NO_ALLOCATOR L3_NO_ERROR_TEXT "$one_type" L3_NO_ENCODER L3_NO_SNAPSHOT L3_NO_SELFTEST ;;
+    minimal) echo L3_NO_ALLOCATOR L3_NO_ERROR_TEXT "$one_type" L3_NO_ENCODER L3_NO_SNAPSHOT L3_NO_SELFTEST L3_NO_STEPS L3_NO_PIN ;;
     *) echo "$1" ;; # one switch
     esac
 }
@@ -79,7 +79,7 @@ call. `make sizes` writes this file; `tests/test_sizes.sh`, a part of `make test
 `tests/sizes.txt` and fails where one has grown by 3%.
 
 - **all**: `L3_NO_STDIO` alone. **no-allocator**: and `L3_NO_ALLOCATOR`. **no-text**: and `L3_NO_ERROR_TEXT`. **minimal**: and one
-  weight type beside F32 (Q8_0), `L3_NO_ENCODER`, `L3_NO_SNAPSHOT`, `L3_NO_SELFTEST`. What a program does not call goes with
+  weight type beside F32 (Q8_0), `L3_NO_ENCODER`, `L3_NO_SNAPSHOT`, `L3_NO_SELFTEST`, `L3_NO_STEPS`, `L3_NO_PIN`. What a program does not call goes with
   `-ffunction-sections -Wl,--gc-sections`; that is not counted here.
 - **libgcc** is what the whole object needs of the compiler's own library: doubles, 64-bit division, and floats where there is no FPU.
   Not counted are seven functions of the C library (memcpy, memmove, memset, memcmp, strlen, strcmp, strncmp).
@@ -113,7 +113,7 @@ fi
 single=
 if [ $# -eq 0 ]; then
     set -- m0plus m3 m4 m7 m33 m55 rv32 aarch64 x86-64
-    single="L3_NO_ALLOCATOR L3_NO_ERROR_TEXT $one_type L3_NO_Q8_0 L3_NO_ENCODER L3_NO_SAMPLER L3_NO_SNAPSHOT L3_NO_SELFTEST"
+    single="L3_NO_ALLOCATOR L3_NO_ERROR_TEXT $one_type L3_NO_Q8_0 L3_NO_ENCODER L3_NO_SAMPLER L3_NO_SNAPSHOT L3_NO_SELFTEST L3_NO_STEPS L3_NO_PIN"
 fi
 for machine; do
     compiler=$(compiler_of "$machine")

@@ -46,7 +46,7 @@ write_unit() { # file, defines, headers ...
     echo "int unit_is_not_empty; extern int unit_is_not_empty;" >>"$file"
 }
 
-little="L3_NO_STDIO L3_NO_F16 L3_NO_BF16 L3_NO_Q8_0 L3_NO_Q4_0 L3_NO_Q6_K L3_NO_ENCODER L3_NO_SAMPLER L3_NO_SNAPSHOT L3_NO_SELFTEST"
+little="L3_NO_STDIO L3_NO_F16 L3_NO_BF16 L3_NO_Q8_0 L3_NO_Q4_0 L3_NO_Q6_K L3_NO_ENCODER L3_NO_SAMPLER L3_NO_SNAPSHOT L3_NO_SELFTEST L3_NO_STEPS L3_NO_PIN"
 
 # Declarations alone, the implementation, each switch. gcc finds more when it optimizes (uninitialized values); it takes longer.
 compile_all() { # compiler, standard, language suffix

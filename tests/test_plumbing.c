@@ -955,6 +955,31 @@ TEST(steps_keep_their_bound) {
     }
 }
 
+/* A token of many rows four times in a batch: each row counts for four. */
+TEST(steps_over_equal_tokens) {
+    const mk_spec spec   = spec_small();
+    text          t      = small_text();
+    pipes         p      = streamed();
+    const int32_t heavy  = (int32_t)spec.heavy_token;
+    const int32_t ids[4] = {heavy, heavy, heavy, heavy};
+    rig           g;
+    seat          s;
+    int           more = 1;
+    p.config.step      = 2000;
+    p.window_over      = -1;
+    REQUIRE(pipes_open(&g, &s, &t, &p));
+    count_products(s.session);
+    CHECK_EQ(l3_decode_begin(s.session, ids, 4, NULL), L3_OK);
+    while (more == 1) {
+        products = 0;
+        more     = l3_decode_step(s.session, NULL);
+        CHECK(products <= 2000);
+    }
+    CHECK_EQ(more, L3_OK);
+    pipes_close(&g, &s);
+    text_free(&t);
+}
+
 TEST(the_bound_of_a_model) {
     text  t = small_text();
     pipes p = streamed();
@@ -1461,6 +1486,7 @@ int main(void) {
     RUN(snapshots_that_change);
     RUN(snapshots_that_cannot_be_read);
     RUN(steps_keep_their_bound);
+    RUN(steps_over_equal_tokens);
     RUN(the_bound_of_a_model);
     RUN(steps_that_are_interrupted);
     RUN(steps_and_batches_of_others);

@@ -9,6 +9,8 @@
 #define L3_NO_SAMPLER
 #define L3_NO_SNAPSHOT
 #define L3_NO_SELFTEST
+#define L3_NO_STEPS
+#define L3_NO_PIN
 #define L3_NO_ALLOCATOR
 #define L3_MAX_ALIGN 16 /* as for memory-mapped flash: names and texts are longer than a block */
 #define L3_IMPLEMENTATION

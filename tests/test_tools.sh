@@ -81,6 +81,7 @@ text() {
     same_text "--source=read --cache 64K" --source=read --cache 64K
     same_text "a cache of 2 MB" --source read --cache 2M
     same_text "a small window" --source read --window 4K
+    same_text "weights in memory" --source read --window 4K --pin 300K
     same_text "rows read by a thread" --source ahead --cache 100K
     same_text "two threads" -j2
     same_text "three threads, read" -j 3 --source read
@@ -121,6 +122,10 @@ limits() {
     check "a cache that is too small is reported" says err "cache .* [1-9][0-9]* had no room"
     generate -p "Once" -n 20 -s 1 --stats --cache 1M --source read
     check "a cache that works" eval 'says err "cache *[1-9].* 0 had no room" && ! says err "no effect"'
+    generate -p "Once" -n 20 -s 1 --stats --pin 1G --source read
+    check "all weights in memory" eval 'says err "^pinned  *2.8 MB" && says err "^weights *read 0"'
+    generate -p "Once" -n 20 -s 1 --stats --pin 1G
+    check "nothing is pinned where the file is mapped" eval 'ends 0 && ! says err "^pinned"'
     printf 'Once upon a time' >"$work/prompt"
     generate -f "$work/prompt" -n 9 -t 0 -s 1
     cp "$work/out" "$work/text"

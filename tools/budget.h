@@ -85,7 +85,7 @@ static inline void budget_compute_nothing(l3__kernels *k) {
     k->dot = budget_dot, k->unpack = budget_unpack, k->add_scaled = budget_add, k->scale = budget_scale;
     k->normalize = budget_normalize, k->swiglu = budget_swiglu, k->scale_scores = budget_scale_scores;
     k->exp_scores = budget_exp_scores, k->weigh_rows = budget_weigh_rows;
-    for (int i = 0; i < L3__N_TYPES; i++) k->matmul[i] = budget_matmul;
+    for (int i = 0; i < L3__N_TYPES; i++) k->matmul[i] = budget_matmul, k->decode[i] = k->prefill[i] = NULL;
 }
 
 /* What a token reads: bytes and calls of read or start. */
