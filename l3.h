@@ -1632,23 +1632,29 @@ L3__FN float l3__fixed_wide(int type, const uint8_t *row, const l3__fixed_block 
     return sum * unit;
 }
 
-/* Sums of 64 bits have room for 2^12 times 2^27 * 2^24, or with Q6_K for 2^8 times 2^31 * 2^24. */
-L3__INLINE float l3__fixed_row(const int type, const uint8_t *row, const l3__fixed_block *x, uint32_t blocks) {
-    const l3__fixed_block *at    = x;
-    const uint8_t         *w     = row;
-    int64_t                total = 0;
-    if (blocks > (type == L3_Q6_K ? 256 : 4096)) return l3__fixed_wide(type, row, x, blocks);
-    for (uint32_t b = 0; b < blocks; b++, at++) {
-        const uint32_t half = l3__le16(type == L3_Q6_K ? w + 208 : w);
-        int32_t        s;
-        if ((half & 0x7fff) >= 0x3c00) return l3__fixed_wide(type, row, x, blocks);
-        if (type == L3_Q8_0) s = l3__fixed_bytes32(w + 2, at->q);
-        else if (type == L3_Q4_0) s = l3__fixed_nibbles(w + 2, at->q) - 8 * at->sum;
-        else s = l3__fixed_q6(w, b % 8, at->q);
-        total += (int64_t)s * l3__fixed_half(half);
-        w += type == L3_Q8_0 ? 34 : type == L3_Q4_0 ? 18 : b % 8 == 7 ? 210 : 0;
+/* y (rows,) = rows times one position. Sums of 64 bits have room for 2^12 times 2^27 * 2^24, or with Q6_K for 2^8 times
+ * 2^31 * 2^24; scales of 1 and more do not occur and go another way. */
+L3__INLINE void l3__fixed_some(const int type, const uint8_t *w, size_t row_bytes, uint32_t rows,
+                               const l3__fixed_block *x, uint32_t blocks, float *y) {
+    const float unit = x->unit;
+    const bool  fits = blocks <= (type == L3_Q6_K ? 256 : 4096);
+    for (; rows > 0; rows--, w += row_bytes) {
+        const l3__fixed_block *at    = x;
+        const uint8_t         *q     = w;
+        int64_t                total = 0;
+        uint32_t               left  = blocks;
+        for (; fits && left > 0; left--, at++) {
+            const uint32_t half = l3__le16(type == L3_Q6_K ? q + 208 : q);
+            int32_t        s;
+            if ((half & 0x7fff) >= 0x3c00) break;
+            if (type == L3_Q8_0) s = l3__fixed_bytes32(q + 2, at->q);
+            else if (type == L3_Q4_0) s = l3__fixed_nibbles(q + 2, at->q) - 8 * at->sum;
+            else s = l3__fixed_q6(q, (blocks - left) % 8, at->q);
+            total += (int64_t)s * l3__fixed_half(half);
+            q += type == L3_Q8_0 ? 34 : type == L3_Q4_0 ? 18 : (blocks - left) % 8 == 7 ? 210 : 0;
+        }
+        *y++ = left > 0 ? l3__fixed_wide(type, w, x, blocks) : l3__fixed_float(total) * unit;
     }
-    return l3__fixed_float(total) * x->unit;
 }
 
 /* out (cols,) += the n <= 32 rows of Q8_0 weighted by w, which is rounded after it has met the rows' scales. */
@@ -1674,14 +1680,17 @@ L3__FN void l3__fixed_weigh(const uint8_t *rows, size_t row_bytes, const float *
     }
 }
 
+/* Several positions share 16 rows, which lie in a cache then. */
 #define L3__FIXED_ROWS(name, type)                                                                             \
     L3__FN void l3__fixed_rows_##name(int t, const uint8_t *w, size_t row_bytes, uint32_t rows, uint32_t cols, \
                                       const unsigned char *packed, uint32_t n, float *y, size_t ys) {          \
-        const void *x = packed;                                                                                \
+        const void    *x    = packed;                                                                          \
+        const uint32_t step = n == 1 ? rows : 16, blocks = cols / 32;                                          \
         (void)t;                                                                                               \
-        for (; rows > 0; rows--, w += row_bytes, y++)                                                          \
+        for (uint32_t r = 0; r < rows; r += step)                                                              \
             for (uint32_t p = 0; p < n; p++)                                                                   \
-                y[p * ys] = l3__fixed_row(type, w, (const l3__fixed_block *)x + p * (cols / 32), cols / 32);   \
+                l3__fixed_some(type, w + r * row_bytes, row_bytes, rows - r < step ? rows - r : step,          \
+                               (const l3__fixed_block *)x + p * blocks, blocks, y + p * ys + r);               \
     }                                                                                                          \
     static const l3__fast l3__fixed_##name = {l3__fixed_pack, l3__fixed_rows_##name, NULL, NULL, 1, 18, 0};
 L3__FIXED_ROWS(q8_0, L3_Q8_0)
