@@ -33,7 +33,8 @@
  *          in _init takes them; the size is exact. No globals. No recursion.
  * ERRORS   Every call that can fail returns L3_OK (0) or a negative l3_status and, where err is not NULL, fills *err.
  * THREADS  Objects that calls take as const may be used by any number of threads at once; l3_work by one at a time.
- * STACK    A few kilobytes; in L3_FAST above plain C up to 44 KB in every thread that takes part (panels of weights).
+ * STACK    A few kilobytes; in L3_FAST above plain C up to 44 KB in every thread that takes part (panels of weights), but not at
+ *          the levels L3_LEVEL_DSP, HELIUM and RVV.
  * NUMBERS  For one build, mode and level, results are the same bits however the bytes arrive (mapped, read, any window,
  *          alignment, cache, threads, batch). In L3_EXACT they are the same at every level. Built without fast-math and
  *          contraction (gcc: -ffp-contract=off), with floats computed as floats (FLT_EVAL_METHOD 0: on 32-bit x86 -msse2
@@ -41,7 +42,7 @@
  *          and sqrt are ours.
  *
  * Sections: >>status >>source >>types >>jobs >>lookup >>allocation, then the implementation:
- *           >>base >>math >>rows >>matmul >>vectors >>levels >>threads >>files >>cache >>chunks >>forward >>lzw, and what
+ *           >>base >>math >>rows >>matmul >>fixed >>vectors >>levels >>threads >>files >>cache >>chunks >>forward >>lzw, and what
  *           is read once for every instruction set: >>int8 >>kernels
  */
 #ifndef L3_H
@@ -292,7 +293,8 @@ typedef enum l3_verify {
 
 typedef enum l3_mode {
     L3_FAST, /* activations are rounded where the level gains by it: to int8, by blocks of 32, for Q8_0, Q4_0 and Q6_K weights
-                and for the scores of such rows, in l3_prefill also to bf16 for F16, BF16 and Q6_K ones, and with AMX for Q8_0 and Q4_0, too; weights are
+                and for the scores of such rows (to int16 at DSP, HELIUM, RVV, and PLAIN where floats are computed by software, with
+                the weighted sum of a Q8_0 cache's values, too), in l3_prefill also to bf16 for F16, BF16 and Q6_K ones, and with AMX for Q8_0 and Q4_0, too; weights are
                 then rounded to bf16 as well. The last bits depend on the level, and on which tokens came alone and which
                 together with others in a call of l3_prefill */
     L3_EXACT /* float activations, every reduction in a fixed order: the same bits at every level and however a text is
@@ -302,7 +304,7 @@ typedef enum l3_mode {
 /* Instruction sets that there are kernels for. */
 typedef enum l3_level {
     L3_LEVEL_BEST,    /* what the environment variable L3_LEVEL names, else the best that this machine has */
-    L3_LEVEL_PLAIN,   /* plain C                                                                           */
+    L3_LEVEL_PLAIN,   /* plain C; without a unit for floats, L3_FAST multiplies whole numbers              */
     L3_LEVEL_AVX2,    /* x86-64: AVX2, FMA, F16C                                                           */
     L3_LEVEL_AVX512,  /* and AVX-512 F, BW, DQ, VL, VNNI                                                   */
     L3_LEVEL_BF16,    /* and AVX-512 BF16                                                                  */
