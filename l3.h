@@ -1695,11 +1695,17 @@ L3__FN void l3__fixed_weigh(const uint8_t *rows, size_t row_bytes, const float *
                                (const l3__fixed_block *)x + p * blocks, blocks, y + p * ys + r);               \
     }                                                                                                          \
     static const l3__fast l3__fixed_##name = {l3__fixed_pack, l3__fixed_rows_##name, NULL, NULL, 1, 18, 0};
+#ifndef L3_NO_Q8_0
 L3__FIXED_ROWS(q8_0, L3_Q8_0)
+#endif
+#ifndef L3_NO_Q4_0
 L3__FIXED_ROWS(q4_0, L3_Q4_0)
+#endif
+#ifndef L3_NO_Q6_K
 L3__FIXED_ROWS(q6_k, L3_Q6_K)
+#endif
 #define L3__FIXED_DECODE \
-    { NULL, NULL, NULL, &l3__fixed_q8_0, &l3__fixed_q4_0, &l3__fixed_q6_k }
+    { NULL, NULL, NULL, L3__IF_Q8_0(&l3__fixed_q8_0), L3__IF_Q4_0(&l3__fixed_q4_0), L3__IF_Q6_K(&l3__fixed_q6_k) }
 #endif
 
 /* The kernels of one level. The first ones give the same bits at every level. */
