@@ -719,7 +719,7 @@ L3__FN l3__arena l3__arena_of(void *base, const l3__target *target) {
     return a;
 }
 
-L3__FN void *l3__take(l3__arena *a, uint64_t count, uint64_t size) {
+L3__FN void *l3__take(l3__arena *a, uint64_t count, size_t size) {
     uint64_t       bytes, end;
     const uint64_t mask = L3__ALIGN_OF(a) - 1, start = (a->used + mask) & ~mask;
     if (!l3__mul(count, size, &bytes) || !l3__add(start, bytes, &end) || end > (UINT64_MAX >> 1)) {
@@ -1275,10 +1275,17 @@ L3__INLINE void l3__lanes_clear(float *lane) {
 }
 
 L3__INLINE void l3__lanes_add32(float *lane, const float *a, const float *b) {
+#if L3__SMALL
+    for (int k = 0; k < 32; k += L3__LANES) {
+        L3__UNROLL
+        for (int i = 0; i < L3__LANES; i++) lane[i] += a[k + i] * b[k + i];
+    }
+#else
     L3__UNROLL
     for (int i = 0; i < L3__LANES; i++) lane[i] += a[i] * b[i];
     L3__UNROLL
     for (int i = 0; i < L3__LANES; i++) lane[i] += a[i + L3__LANES] * b[i + L3__LANES];
+#endif
 }
 
 /* The last n < 32 elements. */
