@@ -23,7 +23,8 @@
  *     L3_NO_ALLOCATOR    leaves out the builder of allocations (l3_alloc_*)
  *     L3_NO_SIMD         leaves out the kernels for particular processors: plain C only, as always on x86-64 with L3_NO_STDIO
  *     L3_NO_F16, L3_NO_BF16, L3_NO_Q8_0, L3_NO_Q4_0, L3_NO_Q6_K  each leaves out an element type: its plain C kernels,
- *                        unpacking and packing. A file with such a tensor is refused (L3_ERR_UNSUPPORTED). F32 stays
+ *                        unpacking and packing. A file with such a tensor, or a KV cache of it, is refused
+ *                        (L3_ERR_UNSUPPORTED). F32 stays
  *     L3_THREADS         gives l3_pool, a small pthread pool (needs gcc or clang atomics)
  *     L3_ALIGN           alignment of blocks given to the library, a power of two >= 8 (64; 16 with L3_NO_STDIO)
  *     L3_MAX_ALIGN       largest l3_source.align, a power of two; three times this, 256 bytes or more, is taken from the stack

@@ -1425,7 +1425,7 @@ L3__FN uint32_t l3__take_pin(l3__arena *a, const l3_tensor *t, size_t size, unsi
     const uint64_t row = l3__tensor_bytes(t) / t->rows, used = (a->used + L3_ALIGN - 1) / L3_ALIGN * L3_ALIGN;
     const uint64_t fits = used < size ? (size - used) / row : 0;
     const uint32_t rows = fits < t->rows ? (uint32_t)fits : t->rows;
-    if (rows) *to = (unsigned char *)l3__take(a, rows, row);
+    if (rows) *to = (unsigned char *)l3__take(a, rows, (size_t)row);
     return rows;
 }
 

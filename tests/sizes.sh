@@ -3,7 +3,7 @@
 # at -Os and without operating system. Prints lines "machine set text rodata data bss stack libgcc" (what of the compiler's own
 # library the whole object needs); machines without a compiler are named on stderr.
 #     sh tests/sizes.sh                   all machines, and for m4 every switch alone
-#     sh tests/sizes.sh machine ...       these, in four sets
+#     sh tests/sizes.sh machine ...       these, in five sets
 #     sh tests/sizes.sh --calls machine set   "call stack" for every public call
 #     sh tests/sizes.sh --table           docs/SIZES.md
 set -u

@@ -1,8 +1,8 @@
 #!/bin/sh
 # Code, constants and stack on Cortex-M4 by sets of switches, against tests/sizes.txt: 3% more is a failure, as are any data of our
-# own, 32 KB in the smallest program, or a stack above 2 KB. Sizes of memory blocks that are told for a 32-bit machine are what such
-# a machine says. What the stack really was, painted, in an emulated Cortex-M4. After a change that is meant (and `make sizes` renews docs/SIZES.md):
-#     sh tests/test_sizes.sh --write
+# own, 32 KB in the smallest program, or a stack above 2 KB. What the stack really was, painted, in an emulated Cortex-M4. Sizes
+# of memory blocks that are told for a 32-bit machine are what such a machine says. After a change that is meant:
+#     sh tests/test_sizes.sh --write      (and `make sizes`, which renews docs/SIZES.md)
 # shellcheck disable=SC2086 # $flags, $cc and $run are lists
 set -u
 cd "$(dirname "$0")/.." || exit 1
