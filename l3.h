@@ -23,7 +23,8 @@
  *     L3_NO_ALLOCATOR    leaves out the builder of allocations (l3_alloc_*)
  *     L3_NO_SIMD         leaves out the kernels for particular processors: plain C only, as always on x86-64 with L3_NO_STDIO
  *     L3_NO_F16, L3_NO_BF16, L3_NO_Q8_0, L3_NO_Q4_0, L3_NO_Q6_K  each leaves out an element type: its plain C kernels,
- *                        unpacking and packing. A file with such a tensor is refused (L3_ERR_UNSUPPORTED). F32 stays
+ *                        unpacking and packing. A file with such a tensor, or a KV cache of it, is refused
+ *                        (L3_ERR_UNSUPPORTED). F32 stays
  *     L3_THREADS         gives l3_pool, a small pthread pool (needs gcc or clang atomics)
  *     L3_ALIGN           alignment of blocks given to the library, a power of two >= 8 (64; 16 with L3_NO_STDIO)
  *     L3_MAX_ALIGN       largest l3_source.align, a power of two; three times this, 256 bytes or more, is taken from the stack
@@ -393,7 +394,8 @@ typedef struct l3_target {
 } l3_target;
 
 /* 32-bit machines with L3_NO_STDIO: exact for Arm and RISC-V; where 64-bit numbers are aligned to 4 bytes (i686) the blocks
- * are a little smaller. */
+ * are a little smaller. `packed` is for products in whole numbers; plain C needs none (0): Cortex-M4 on with L3_NO_SIMD, RISC-V
+ * with an FPU and without vectors. */
 L3_API l3_target l3_target_32(void);
 /* l3_work_size() there. For these calls and those of l3_model.h L3_LEVEL_BEST means plain C. */
 L3_API size_t l3_work_size_for(const l3_target *target, const l3_lookup *layers, uint32_t n_layers,
@@ -721,7 +723,7 @@ L3__FN l3__arena l3__arena_of(void *base, const l3__target *target) {
     return a;
 }
 
-L3__FN void *l3__take(l3__arena *a, uint64_t count, uint64_t size) {
+L3__FN void *l3__take(l3__arena *a, uint64_t count, size_t size) {
     uint64_t       bytes, end;
     const uint64_t mask = L3__ALIGN_OF(a) - 1, start = (a->used + mask) & ~mask;
     if (!l3__mul(count, size, &bytes) || !l3__add(start, bytes, &end) || end > (UINT64_MAX >> 1)) {
@@ -1277,10 +1279,17 @@ L3__INLINE void l3__lanes_clear(float *lane) {
 }
 
 L3__INLINE void l3__lanes_add32(float *lane, const float *a, const float *b) {
+#if L3__SMALL
+    for (int k = 0; k < 32; k += L3__LANES) {
+        L3__UNROLL
+        for (int i = 0; i < L3__LANES; i++) lane[i] += a[k + i] * b[k + i];
+    }
+#else
     L3__UNROLL
     for (int i = 0; i < L3__LANES; i++) lane[i] += a[i] * b[i];
     L3__UNROLL
     for (int i = 0; i < L3__LANES; i++) lane[i] += a[i + L3__LANES] * b[i + L3__LANES];
+#endif
 }
 
 /* The last n < 32 elements. */
@@ -1660,8 +1669,8 @@ L3__INLINE void l3__fixed_some(const int type, const uint8_t *w, size_t row_byte
 }
 
 /* out (cols,) += the n <= 32 rows of Q8_0 weighted by w, which is rounded after it has met the rows' scales. */
-L3__FN void l3__fixed_weigh(const uint8_t *rows, size_t row_bytes, const float *w, uint32_t n, float *out,
-                            uint32_t cols) {
+L3__APART void l3__fixed_weigh(const uint8_t *rows, size_t row_bytes, const float *w, uint32_t n, float *out,
+                               uint32_t cols) {
     for (uint32_t i = 0; i < cols; i += 32, rows += 34, out += 32) {
         float           weight[32] = {0};
         l3__fixed_block x;
@@ -4720,7 +4729,7 @@ typedef struct l3__widths {
 
 L3__FN void l3__need_packed(l3__widths *x, int type, uint32_t cols) {
     uint32_t *widest = &x->cols[l3__type_index(type)];
-    if (L3__HAS_FAST && *widest < cols) *widest = cols;
+    if (*widest < cols) *widest = cols;
 }
 
 L3__FN void l3__need_cols(l3__widths *x, const l3_tensor *t) {
@@ -4856,7 +4865,7 @@ L3_API size_t l3_work_size(const l3_lookup *layers, uint32_t n_layers, const l3_
 
 #ifndef L3_NO_STDIO
 L3_API l3_target l3_target_32(void) {
-    const l3_target t = {16, 4, 0, 296, 360, 504, 288, 528, 144, 80}; /* tests/test_sizes.sh compares */
+    const l3_target t = {16, 4, 72, 296, 360, 504, 288, 528, 144, 80}; /* tests/test_sizes.sh compares */
     return t;
 }
 

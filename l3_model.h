@@ -247,6 +247,7 @@ L3_API l3_stats l3_session_stats(const l3_session *session);
 /* The level whose kernels the session uses; never L3_LEVEL_BEST. */
 L3_API l3_level l3_session_level(const l3_session *session);
 
+#ifndef L3_NO_SELFTEST
 /* Runs the token IDs that are stored in the file (l3-embed puts them there) and compares logits with those stored beside
  * them, which plain C computed in exact mode on another machine. A device that writes nonsense is told apart so: bytes that do
  * not match their checksum (L3_ERR_CHECKSUM from l3_model_verify(), or when rows are read) are a bad flash; sound bytes and
@@ -257,6 +258,7 @@ L3_API l3_level l3_session_level(const l3_session *session);
  * the context of l3_info.selftest_tokens. L3_ERR_UNSUPPORTED: the file has no self-test. Else the errors of l3_prefill(). */
 #define L3_SELFTEST_BOUND 0.0625f /* of L3_FAST */
 L3_API int l3_session_selftest(l3_session *session, float *difference, l3_error *err);
+#endif
 
 #ifndef L3_NO_SNAPSHOT
 /* Takes bytes somewhere: 0, or an own negative code, which comes back in l3_error.io. */
@@ -270,19 +272,6 @@ L3_API int      l3_session_save(const l3_session *session, l3_write_fn write, vo
  * first (one pass over it), so an error leaves the session as it was; only a source that fails or changes between that
  * pass and the next leaves it empty. L3_ERR_MISMATCH, L3_ERR_CHECKSUM, L3_ERR_FORMAT, L3_ERR_IO. */
 L3_API int l3_session_load(l3_session *session, const l3_source *snapshot, l3_error *err);
-
-#ifndef L3_NO_SELFTEST
-/* Runs the token IDs that are stored in the file (l3-embed puts them there) and compares logits with those stored beside
- * them, which plain C computed in exact mode on another machine. A device that writes nonsense is told apart so: bytes that do
- * not match their checksum (L3_ERR_CHECKSUM from l3_model_verify(), or when rows are read) are a bad flash; sound bytes and
- * L3_ERR_SELFTEST a bad port: compiler, options, kernels. L3_EXACT must give the same bits, L3_FAST stays within a bound.
- * *difference, if not NULL, gets the largest difference, as a part of the range from the lowest to the highest stored logit;
- * some millionths in L3_EXACT come from contraction or fast-math (NUMBERS in l3.h) and are harmless.
- * The session must be at position 0 (L3_ERR_ARGUMENT) and is there again afterwards, whatever the result. It takes the time and
- * the context of l3_info.selftest_tokens. L3_ERR_UNSUPPORTED: the file has no self-test. Else the errors of l3_prefill(). */
-#define L3_SELFTEST_BOUND 0.0625f /* of L3_FAST */
-L3_API int l3_session_selftest(l3_session *session, float *difference, l3_error *err);
-#endif
 
 /* An l3_write_fn into memory, user being an l3_buffer: fails with -1 when it is full. */
 typedef struct l3_buffer {
@@ -1436,7 +1425,7 @@ L3__FN uint32_t l3__take_pin(l3__arena *a, const l3_tensor *t, size_t size, unsi
     const uint64_t row = l3__tensor_bytes(t) / t->rows, used = (a->used + L3_ALIGN - 1) / L3_ALIGN * L3_ALIGN;
     const uint64_t fits = used < size ? (size - used) / row : 0;
     const uint32_t rows = fits < t->rows ? (uint32_t)fits : t->rows;
-    if (rows) *to = (unsigned char *)l3__take(a, rows, row);
+    if (rows) *to = (unsigned char *)l3__take(a, rows, (size_t)row);
     return rows;
 }
 

@@ -3,7 +3,7 @@
 # at -Os and without operating system. Prints lines "machine set text rodata data bss stack libgcc" (what of the compiler's own
 # library the whole object needs); machines without a compiler are named on stderr.
 #     sh tests/sizes.sh                   all machines, and for m4 every switch alone
-#     sh tests/sizes.sh machine ...       these, in four sets
+#     sh tests/sizes.sh machine ...       these, in five sets
 #     sh tests/sizes.sh --calls machine set   "call stack" for every public call
 #     sh tests/sizes.sh --table           docs/SIZES.md
 set -u
@@ -31,7 +31,9 @@ switches_of() { # set
     all) ;;
     no-allocator) echo L3_NO_ALLOCATOR ;;
     no-text) echo L3_NO_ALLOCATOR L3_NO_ERROR_TEXT ;;
-    minimal) echo L3_NO_ALLOCATOR L3_NO_ERROR_TEXT "$one_type" L3_NO_ENCODER L3_NO_SNAPSHOT L3_NO_SELFTEST L3_NO_STEPS L3_NO_PIN ;;
+    minimal | linked)
+        echo L3_NO_ALLOCATOR L3_NO_ERROR_TEXT "$one_type" L3_NO_ENCODER L3_NO_SNAPSHOT L3_NO_SELFTEST L3_NO_STEPS L3_NO_PIN
+        ;;
     *) echo "$1" ;; # one switch
     esac
 }
@@ -39,10 +41,16 @@ switches_of() { # set
 build() { # machine, set: $work/unit.o and its call graph
     echo "#define L3_NO_STDIO" >"$work/unit.c"
     for switch in $(switches_of "$2"); do echo "#define $switch" >>"$work/unit.c"; done
-    printf '#define L3_IMPLEMENTATION\n#include "%s/l3_model.h"\n' "$PWD" >>"$work/unit.c"
+    header=l3_model.h
+    if [ "$2" = linked ]; then header=tests/sizes_program.c; fi
+    printf '#define L3_IMPLEMENTATION\n#include "%s/%s"\n' "$PWD" $header >>"$work/unit.c"
     # shellcheck disable=SC2046 # a list
     $(compiler_of "$1") -std=gnu99 -ffp-contract=off -Os -fno-asynchronous-unwind-tables -fcallgraph-info=su \
-        -c "$work/unit.c" -o "$work/unit.o"
+        -ffunction-sections -fdata-sections -c "$work/unit.c" -o "$work/unit.o"
+    if [ "$2" = linked ]; then # what program() reaches
+        mv "$work/unit.o" "$work/whole.o"
+        $(compiler_of "$1") -r -nostdlib -Wl,--gc-sections,-e,program "$work/whole.o" -o "$work/unit.o"
+    fi
 }
 sections() { # file: text rodata data bss
     size -A "$1" | awk '
@@ -79,8 +87,9 @@ call. `make sizes` writes this file; `tests/test_sizes.sh`, a part of `make test
 `tests/sizes.txt` and fails where one has grown by 3%.
 
 - **all**: `L3_NO_STDIO` alone. **no-allocator**: and `L3_NO_ALLOCATOR`. **no-text**: and `L3_NO_ERROR_TEXT`. **minimal**: and one
-  weight type beside F32 (Q8_0), `L3_NO_ENCODER`, `L3_NO_SNAPSHOT`, `L3_NO_SELFTEST`, `L3_NO_STEPS`, `L3_NO_PIN`. What a program does not call goes with
-  `-ffunction-sections -Wl,--gc-sections`; that is not counted here.
+  weight type beside F32 (Q8_0), `L3_NO_ENCODER`, `L3_NO_SNAPSHOT`, `L3_NO_SELFTEST`, `L3_NO_STEPS`, `L3_NO_PIN`. **linked**: what of
+  it is left in a program that opens a model, decodes, samples and writes text (`tests/sizes_program.c`, with `-ffunction-sections
+  -Wl,--gc-sections`).
 - **libgcc** is what the whole object needs of the compiler's own library: doubles, 64-bit division, and floats where there is no FPU.
   Not counted are seven functions of the C library (memcpy, memmove, memset, memcmp, strlen, strcmp, strncmp).
 - **Stack** is from the frames that gcc tells (`-fcallgraph-info=su`) and its call graph, with `L3_MAX_ALIGN` 256.
@@ -121,7 +130,7 @@ for machine; do
         echo "skipped: sizes on $machine need ${compiler%% *}" >&2
         continue
     fi
-    for set in all no-allocator no-text minimal; do measure "$machine" $set || exit 1; done
+    for set in all no-allocator no-text minimal linked; do measure "$machine" $set || exit 1; done
     [ "$machine" = m4 ] || continue
     for switch in $single; do measure m4 "$switch" || exit 1; done
 done

@@ -21,6 +21,9 @@ BEGIN {
     reach["a->inner->string"] = "^l3__on_string$"
     reach["unpack"] = reach["l3__unpacker"] = "^l3__unpack" types
     reach["pack"] = "^l3__pack(_row)?" types
+    reach["rows"] = "^l3__fixed_rows" types
+    reach["->pack"] = "^l3__fixed_pack$"
+    reach["panel"] = reach["times"] = none # of vector levels, which do without
     reach["->unpack"] = "^l3__unpack_row$"
     reach["matmul"] = reach["scores"] = "^l3__matmul" types
     split("dot add_scaled scale normalize swiglu scale_scores exp_scores weigh_rows", kernel, " ")

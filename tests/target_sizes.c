@@ -40,9 +40,12 @@ static void print_sizes(const char *name, const l3_source *source) {
     static const struct {
         uint32_t context, batch;
         int32_t  kv_type;
+        l3_mode  mode;
         size_t   window, cache;
-    } cases[] = {
-        {0, 0, L3_F32, 0, 0}, {100, 1, L3_Q8_0, 0, 3000}, {77, 3, L3_F16, 9000, 70000}, {33, 1, L3_F32, 8192, 1 << 20}};
+    } cases[]                  = {{0, 0, L3_F32, L3_FAST, 0, 0},
+                                  {100, 1, L3_Q8_0, L3_FAST, 0, 3000},
+                                  {77, 3, L3_F16, L3_EXACT, 9000, 70000},
+                                  {33, 1, L3_F32, L3_FAST, 8192, 1 << 20}};
     l3_sampling       sampling = l3_sampling_defaults();
     l3_session_config config;
     l3_error          err;
@@ -57,6 +60,7 @@ static void print_sizes(const char *name, const l3_source *source) {
         config.context     = cases[i].context;
         config.kv_type     = cases[i].kv_type;
         config.work.batch  = cases[i].batch;
+        config.work.mode   = cases[i].mode;
         config.work.window = cases[i].window;
         config.work.cache  = cases[i].cache;
         printf(" session %lu", (unsigned long)SIZE(l3_session_size, model, &config));
