@@ -253,7 +253,7 @@ L3_API l3_level l3_session_level(const l3_session *session);
  * not match their checksum (L3_ERR_CHECKSUM from l3_model_verify(), or when rows are read) are a bad flash; sound bytes and
  * L3_ERR_SELFTEST a bad port: compiler, options, kernels. L3_EXACT must give the same bits, L3_FAST stays within a bound.
  * *difference, if not NULL, gets the largest difference, as a part of the range from the lowest to the highest stored logit;
- * some millionths in L3_EXACT come from contraction or fast-math (NUMBERS in l3.h) and are harmless.
+ * below a millionth in L3_EXACT it comes from contraction (NUMBERS in l3.h) and is harmless; fast-math does more harm.
  * The session must be at position 0 (L3_ERR_ARGUMENT) and is there again afterwards, whatever the result. It takes the time and
  * the context of l3_info.selftest_tokens. L3_ERR_UNSUPPORTED: the file has no self-test. Else the errors of l3_prefill(). */
 #define L3_SELFTEST_BOUND 0.0625f /* of L3_FAST */
@@ -2482,11 +2482,11 @@ L3__FN int l3__compare_selftest(l3_session *s, float *difference, l3_error *err)
     *difference = !(worst > 0) ? 0 : worst < big && high > low ? worst / (high - low) : big;
     if (s->config.work.mode == L3_EXACT ? same : *difference <= L3_SELFTEST_BOUND) return L3_OK;
     return l3__fail(err, L3_ERR_SELFTEST, t->offset + ((uint64_t)row * n + worst_at) * 4,
-                    "self-test: after %u tokens the logit of token %u is off by %u millionths of the range; at most %u "
+                    "self-test: after %u tokens the logit of token %u is off by %u billionths of the range; at most %u "
                     "is right",
                     s->model->selftest_tokens.cols, l3__selftest_id(s->model, worst_at, n),
-                    *difference < 1000 ? (uint32_t)(*difference * 1e6f) : 1000000000u,
-                    s->config.work.mode == L3_EXACT ? 0 : (uint32_t)(L3_SELFTEST_BOUND * 1e6f));
+                    *difference < 4 ? (uint32_t)(*difference * 1e9f) : 4000000000u,
+                    s->config.work.mode == L3_EXACT ? 0 : (uint32_t)(L3_SELFTEST_BOUND * 1e9f));
 }
 
 L3_API int l3_session_selftest(l3_session *s, float *difference, l3_error *err) {
