@@ -40,6 +40,7 @@ compile() { # board, name, more for make
     shift 2
     ${MAKE:-make} --no-print-directory -C examples/firmware B="$firmware" BOARD="$board" NAME="$name" "$@" >"$work/log" 2>&1
 }
+compile_all() { ${MAKE:-make} --no-print-directory B="$build" firmware >"$work/log" 2>&1; } # side by side
 compile_dense() { compile an386 stories260K MODEL="$dense" DEFINES=-DTRUSTED=1; } # it has no checksums
 emulate() { # board, elf file, more options: exit code in $rc, output in $work/out. Time goes by the instructions: every run is the same.
     board=$1 elf=$2
@@ -103,8 +104,8 @@ if [ "${1:-}" = --table ]; then
 fi
 
 desktop $model "$work/text" || exit 1
+check "every board builds" compile_all
 for board in $boards; do
-    check "$board builds" compile "$board" "$board"
     check "$board: nothing allocates or prints" allocates_nothing "$firmware/$board-driver.elf"
     for storage in mapped driver; do
         check "$board, $storage: the desktop's text" writes "$board" "$board" $storage "$work/text"
@@ -133,15 +134,15 @@ else
 fi
 
 # ARMv7-M and ARMv8-M differ in how memory is protected and stacks are limited.
-for case in 'an386:000000[89]2' an547:00100000; do
-    board=${case%:*}
+for pair in 'an386:000000[89]2' an547:00100000; do
+    board=${pair%:*}
     compile "$board" "$board-write" DEFINES=-DWRITE_TO_MODEL
     check "$board: a write to the model is a fault" faults "$board" "$board-write" mapped 00000082
     compile "$board" "$board-stack" STACK=1K
-    check "$board: a stack that is too small is a fault" faults "$board" "$board-stack" driver "${case#*:}"
+    check "$board: a stack that is too small is a fault" faults "$board" "$board-stack" driver "${pair#*:}"
 done
 
-# One bit in the middle of a table; the last byte missing.
+# One bit changed, the last byte missing, the metadata cut off.
 size=$(($(wc -c <$model)))
 middle=$((size * 3 / 4))
 {
@@ -151,10 +152,11 @@ middle=$((size * 3 / 4))
 } >"$work/bent.gguf"
 head -c $((size - 1)) $model >"$work/short.gguf"
 head -c 200 $model >"$work/stub.gguf"
-for case in bent:-9 short:-4 stub:-4; do
-    compile an386 "${case%:*}" MODEL="$work/${case%:*}.gguf"
-    check "an image that is ${case%:*} is refused, mapped" refuses an386 "${case%:*}" mapped "${case#*:}"
-    check "... and behind the driver" refuses an386 "${case%:*}" driver "${case#*:}"
+for pair in bent:-9 short:-4 stub:-4; do
+    image=${pair%:*}
+    compile an386 "$image" MODEL="$work/$image.gguf"
+    check "an image that is $image is refused, mapped" refuses an386 "$image" mapped "${pair#*:}"
+    check "... and behind the driver" refuses an386 "$image" driver "${pair#*:}"
 done
 
 # A model with a type that the build leaves out.

@@ -88,8 +88,7 @@ static int run(storage how, size_t size, bool trusted) {
     serial.n = 0, serial.text[0] = '\0';
     chip.bytes = image, chip.size = (uint32_t)size, chip.dst = NULL, chip.pages = 0;
     if (how == DRIVER) source = flash_open((uint32_t)size);
-    const int status = story_write(&source, &plan);
-    return status;
+    return story_write(&source, &plan);
 }
 
 /* The run ended with this error and said so. */
@@ -179,10 +178,10 @@ TEST(flips_in_rows_show_when_they_are_read) {
     l3_lookup layer;
     uint32_t  flips = 0, errors = 0, changed = 0, astray = 0;
     REQUIRE(run(DRIVER, image_size, true) == L3_OK);
-    const l3_model *model = (const l3_model *)(void *)memory; /* taken first */
+    const l3_model *model = (const l3_model *)(void *)memory; /* taken first, by every run */
     REQUIRE(l3_model_info(model)->n_lookups == 2);
     for (uint32_t i = 0; i < 2; i++) {
-        layer                  = *l3_model_lookup((const l3_model *)(void *)memory, i, NULL);
+        layer                  = *l3_model_lookup(model, i, NULL);
         const size_t row       = (size_t)l3_row_bytes(layer.rows.type, layer.rows.cols);
         const size_t places[3] = {(size_t)layer.rows.offset, (size_t)layer.offsets.offset,
                                   (size_t)layer.checksums.offset};
