@@ -81,7 +81,7 @@ build() { # program, -O, sources and options ...
 }
 
 run_program() { # arguments ...
-    timeout 900 $run "$program" "$@" <&- >"$out/printed" 2>>"$out/log"
+    timeout 900 $run "$program" "$@" </dev/null >"$out/printed" 2>>"$out/log"
     status=$?
     tr -d '\r' <"$out/printed" >"$out/got"
     cat "$out/got" >>"$out/log"
@@ -121,8 +121,8 @@ build_for() { # what to run
     *)
         [ -f "$out/parts" ] || for part in ref make_model; do build $part -O1 -c tests/$part.c || return; done
         touch "$out/parts"
-        [ -f "$out/${1%:*}.exe" ] || build "${1%:*}" -O1 "tests/test_${1%:*}.c" "$out/ref.exe" "$out/make_model.exe"
-        program=$out/${1%:*}.exe
+        program=$out/${1%:*}.exe # another case of it may have been built before
+        [ -f "$program" ] || build "${1%:*}" -O1 "tests/test_${1%:*}.c" "$out/ref.exe" "$out/make_model.exe"
         ;;
     esac
 }
@@ -134,7 +134,7 @@ END
     out=$work/$1 compiler=${words%% *} options=${words#"${words%% *}"} libs=-lm
     mkdir "$out"
     tools="$compiler ${runs%% *}"
-    case $what in vectors) for clang in clang-19 clang-16; do has $clang && break; done && tools="$tools $clang" ;; esac
+    case $what in vectors) for clang in clang-19 clang-16; do has $clang && break; done; tools="$tools $clang" ;; esac
     for tool in $tools; do
         if ! has "$tool"; then tell skipped "$name needs $tool" && return; fi
     done
