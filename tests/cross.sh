@@ -35,7 +35,7 @@ Cortex-M0+, floats by software | arm-none-eabi-gcc -mcpu=cortex-m0plus $bare_arm
 Cortex-M4 | arm-none-eabi-gcc -mcpu=cortex-m4 -mfloat-abi=hard -mfpu=fpv4-sp-d16 $bare_arm,--defsym=__ram=0x21000000 | qemu-system-arm -M mps2-an386 $bare_arm_run | fixed embedded
 Cortex-M55, Helium | arm-none-eabi-gcc -mcpu=cortex-m55 -mfloat-abi=hard -fno-if-conversion2 $bare_arm,--defsym=__ram=0x60000000 | qemu-system-arm -M mps3-an547 $bare_arm_run | fixed
 Armv6, Raspberry Pi Zero | arm-linux-gnueabi-gcc -static $threads -march=armv6 -mfpu=vfp -mfloat-abi=softfp -marm | qemu-arm -cpu arm1176 | portable generate types
-PowerPC, 32-bit big-endian | powerpc-linux-gnu-gcc -static $threads | qemu-ppc | portable types
+PowerPC, 32-bit big-endian | powerpc-linux-gnu-gcc -static $threads | qemu-ppc | portable
 i686, SSE2 | gcc -m32 -msse2 -mfpmath=sse -idirafter /usr/include/x86_64-linux-gnu $threads | env | portable generate types layer layer_errors files tokenizer sampler alloc memory bad_files model plumbing
 x86-64, musl | musl-gcc -static $threads -DL3_NO_SIMD | env | portable generate types files tokenizer model plumbing:threads
 x86-64, contraction allowed | gcc -O2 -mfma -mavx2 -ffp-contract=fast $threads | env | kernels
@@ -51,12 +51,14 @@ wasm_stack="-Wl,-z,stack-size=262144,--stack-first" # the linker gives 64 KB, an
 wasi="--target=wasm32-wasi $wasm_stack -Wl,--initial-memory=536870912" # node 20 fails now and then when it grows
 bare_riscv="-mcmodel=medany --specs=picolibc.specs --crt0=semihost --oslib=semihost -Wl,--defsym=__flash=0x80000000"
 bare_riscv="$bare_riscv,--defsym=__flash_size=16M,--defsym=__ram=0x81000000,--defsym=__ram_size=32M"
+# What programs without a system print by semihosting goes to standard output.
+console="-chardev stdio,id=console -semihosting-config enable=on,target=native,chardev=console"
 # Microcontrollers: picolibc's start-up code, 512 KB for code and the model, 16 MB of memory. -fno-if-conversion2: else gcc 12
 # writes conversions for the Cortex-M55 that binutils 2.40 do not know.
 bare_arm="-mthumb --specs=picolibc.specs --crt0=semihost --oslib=semihost -Wl,--defsym=__flash=0x0,--defsym=__flash_size=512K"
 bare_arm="$bare_arm,--defsym=__ram_size=16M"
-bare_arm_run="-nographic -semihosting-config enable=on,target=native -kernel"
-bare_run="-M virt -m 64M -nographic -bios none -semihosting-config enable=on,target=native -kernel"
+bare_arm_run="-display none $console -kernel"
+bare_run="-M virt -m 64M -display none $console -bios none -kernel"
 
 # gnu99, as -std=c99 makes gcc compute floats in double on s390x (FLT_EVAL_METHOD 1).
 flags="-std=gnu99 -ffp-contract=off -D_POSIX_C_SOURCE=200809L -D_FILE_OFFSET_BITS=64"
@@ -81,7 +83,7 @@ build() { # program, -O, sources and options ...
 }
 
 run_program() { # arguments ...
-    timeout 900 $run "$program" "$@" <&- >"$out/printed" 2>>"$out/log"
+    timeout 900 $run "$program" "$@" </dev/null >"$out/printed" 2>>"$out/log"
     status=$?
     tr -d '\r' <"$out/printed" >"$out/got"
     cat "$out/got" >>"$out/log"
@@ -121,8 +123,8 @@ build_for() { # what to run
     *)
         [ -f "$out/parts" ] || for part in ref make_model; do build $part -O1 -c tests/$part.c || return; done
         touch "$out/parts"
-        [ -f "$out/${1%:*}.exe" ] || build "${1%:*}" -O1 "tests/test_${1%:*}.c" "$out/ref.exe" "$out/make_model.exe"
-        program=$out/${1%:*}.exe
+        program=$out/${1%:*}.exe # another case of it may have been built before
+        [ -f "$program" ] || build "${1%:*}" -O1 "tests/test_${1%:*}.c" "$out/ref.exe" "$out/make_model.exe"
         ;;
     esac
 }
@@ -134,7 +136,7 @@ END
     out=$work/$1 compiler=${words%% *} options=${words#"${words%% *}"} libs=-lm
     mkdir "$out"
     tools="$compiler ${runs%% *}"
-    case $what in vectors) for clang in clang-19 clang-16; do has $clang && break; done && tools="$tools $clang" ;; esac
+    case $what in vectors) for clang in clang-19 clang-16; do has $clang && break; done; tools="$tools $clang" ;; esac
     for tool in $tools; do
         if ! has "$tool"; then tell skipped "$name needs $tool" && return; fi
     done

@@ -17,9 +17,10 @@ if [ $skipped = 0 ]; then
         /^```/ { inside = !inside && name; if (!inside) name = ""; next }
         inside { print > name }' docs/PORTING.md
     cp l3.h l3_model.h "$work"
-    cp examples/models/stories-l3-small.gguf "$work/model.gguf"
+    run "$build/l3-embed" examples/models/stories-l3-small.gguf "$work/model.bin"
+    check "l3-embed writes the model" ends 0
     eval "$(sed -n 's/^    \(FLAGS=.*\)/\1/p' docs/PORTING.md)"
-    "$build/generate" "$work/model.gguf" -p "Once upon a time" -n 100 -t 0 --exact --kv q8_0 --quiet >"$work/expected"
+    "$build/generate" "$work/model.bin" -p "Once upon a time" -n 100 -t 0 --exact --kv q8_0 --quiet >"$work/expected"
     cd "$work" || exit 1
     warnings="-Wall -Wextra -Werror"
     run arm-none-eabi-gcc $FLAGS $warnings -c board.c story.c l3.c model.S

@@ -1,6 +1,6 @@
 /* The headers in WebAssembly with no C library and no WASI, as a web page would have them: nothing is imported. JavaScript
- * (model.mjs beside this) puts the model's bytes into the memory behind the program, calls l3_open() with the rest of the
- * memory, and then l3_next() for every token. */
+ * (model.mjs beside this) puts the model's bytes into the memory behind the program, calls open() with the rest of the memory,
+ * prompt(), and then next() for every token. */
 #define L3_NO_STDIO
 #define L3_NO_ALLOCATOR
 #define L3_STATIC
