@@ -942,9 +942,12 @@ L3__INLINE float l3__expf(float x) {
     return p * l3__as_float((uint32_t)(half + 127) << 23) * l3__as_float((uint32_t)(k - half + 127) << 23);
 }
 
-/* Square root, correctly rounded, in whole numbers, digit by digit. */
+/* Square root, correctly rounded: in whole numbers, digit by digit. */
 L3__FN float l3__sqrtf(float x) {
     if (!(x > 0.0f) || x > 3.4028235e38f) return x == 0.0f || x > 0.0f ? x : l3__as_float(0x7fc00000u);
+#if defined(L3__X86) /* one instruction, with the same result */
+    return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x)));
+#else
     const uint32_t bits     = l3__as_bits(x);
     int32_t        exponent = (int32_t)(bits >> 23) - 127;
     uint32_t       rest = bits & 0x7fffff, root = 0;
@@ -958,6 +961,7 @@ L3__FN float l3__sqrtf(float x) {
             root += digit;
         }
     return l3__as_float(((uint32_t)((exponent - (exponent & 1)) / 2 + 126) << 23) + (root + 1) / 2);
+#endif
 }
 
 /* e^x in double, |x| < 700, by a Taylor series after reduction: for RoPE frequencies. */
