@@ -43,8 +43,8 @@
  *          and sqrt are ours.
  *
  * Sections: >>status >>source >>types >>jobs >>lookup >>allocation, then the implementation:
- *           >>base >>math >>rows >>matmul >>fixed >>vectors >>levels >>threads >>files >>cache >>chunks >>forward >>lzw, and what
- *           is read once for every instruction set: >>int8 >>kernels
+ *           >>base >>math >>rows >>matmul >>fixed >>vectors >>levels >>threads >>files >>cache >>chunks >>forward >>lzw,
+ *           and what is read once for every instruction set: >>int8 >>kernels
  */
 #ifndef L3_H
 #define L3_H
@@ -294,10 +294,10 @@ typedef enum l3_verify {
 
 typedef enum l3_mode {
     L3_FAST, /* activations are rounded where the level gains by it: to int8, by blocks of 32, for Q8_0, Q4_0 and Q6_K weights
-                and for the scores of such rows (to int16 at DSP, HELIUM, RVV, and PLAIN where floats are computed by software, with
-                the weighted sum of a Q8_0 cache's values, too), in l3_prefill also to bf16 for F16, BF16 and Q6_K ones, and with AMX for Q8_0 and Q4_0, too; weights are
-                then rounded to bf16 as well. The last bits depend on the level, and on which tokens came alone and which
-                together with others in a call of l3_prefill */
+                and for the scores of such rows, in l3_prefill also to bf16 for F16, BF16 and Q6_K ones, and with AMX for
+                Q8_0 and Q4_0, too; weights are then rounded to bf16 as well. At DSP, HELIUM, RVV, and at PLAIN where floats
+                are computed by software, to int16 instead, as are the weights of a Q8_0 cache's values. The last bits depend
+                on the level, and on which tokens came alone and which together with others in a call of l3_prefill */
     L3_EXACT /* float activations, every reduction in a fixed order: the same bits at every level and however a text is
                 split into calls */
 } l3_mode;
@@ -327,8 +327,8 @@ L3_API bool l3_level_works(int level);
 typedef struct l3_work_config {
     l3_mode  mode;
     l3_level level;  /* refused (L3_ERR_ARGUMENT) where it does not work                                        */
-    uint32_t batch;  /* positions computed at once; 0: 32, at levels above plain 128. Memory grows with it, weights
-                         are read once for all                                                                   */
+    uint32_t batch;  /* positions computed at once; 0: 32, from AVX2 to I8MM 128. Memory grows with it, weights are
+                         read once for all                                                                       */
     size_t   window; /* bytes through which weights and rows without a mapping are read; 0: the larger of 64 KiB and
                          the least that works. With start/wait there are two. Without effect when all is mapped */
     size_t cache; /* bytes for rows of tokens read before; 0: none. Without effect when rows are mapped. Rows of tokens
