@@ -19,7 +19,7 @@ export LC_ALL=C.UTF-8 WINEDEBUG=-all
 # Armv6; Debian's hard float is for Armv7, so here the calls are armel's, and the code is the same.
 machines() {
     cat <<END
-Armv7, hard float, NEON | arm-linux-gnueabihf-gcc -static $threads -march=armv7-a -mfpu=neon-vfpv4 | qemu-arm -cpu cortex-a7 | portable kernels generate types layer_errors files tokenizer sampler alloc memory model plumbing:same_bits
+Armv7, hard float, NEON | arm-linux-gnueabihf-gcc -static $threads -march=armv7-a -mfpu=neon-vfpv4 | qemu-arm -cpu cortex-a7 | portable kernels generate types layer_errors files tokenizer sampler alloc model plumbing:same_bits
 AArch64 | aarch64-linux-gnu-gcc -static $threads | qemu-aarch64 -cpu cortex-a53; qemu-aarch64 -cpu max | portable kernels generate types files model:variants
 s390x, 64-bit big-endian | s390x-linux-gnu-gcc -static $threads | qemu-s390x | portable generate types layer_errors files tokenizer sampler alloc model plumbing:same_bits plumbing:snapshots
 MIPS, 32-bit big-endian, strict alignment | mips-linux-gnu-gcc -static $threads | qemu-mips | portable types layer layer_errors files tokenizer sampler model:variants plumbing:every_window

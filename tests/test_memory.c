@@ -133,7 +133,7 @@ static void parts_of(const l3_model *model, const l3_session_config *c, size_t m
     CHECK_EQ(l3_session_memory_for(&target, model, c, &there), l3_session_size_for(&target, model, c));
     CHECK_EQ(there.session + there.kv + there.logits + there.scratch + there.window + there.cache,
              l3_session_size_for(&target, model, c));
-    CHECK(there.model < here.model && there.session < here.session);
+    if (sizeof(void *) > 4) CHECK(there.model < here.model && there.session < here.session);
 }
 
 static void use_session(l3_session *s, test_rng *r) {
