@@ -83,7 +83,7 @@ $(BOARDS:%=firmware-%): firmware-%:
 	@$(MAKE) --no-print-directory -C examples/firmware BOARD=$* B=$(abspath $(B))/firmware
 
 ## the firmware in QEMU writes what the desktop writes; damage is noticed
-firmware-test: $(B)/generate $(B)/tests/test_firmware
+firmware-test: $(B)/generate $(B)/l3-embed $(B)/tests/test_firmware
 	@BUILD=$(B) MAKE="$(MAKE)" sh tests/firmware.sh
 
 ## remove what was built

@@ -1,6 +1,7 @@
 #!/bin/sh
 # The firmware example on every board of examples/firmware/boards, in QEMU, with the model mapped and behind the driver: the same
-# text, byte for byte, as the desktop's plain C writes in exact mode. Then what must not work: writing to the model, a stack that
+# text, byte for byte, as the desktop's plain C writes in exact mode. Fast mode is compared by logits: the self-test of an image that
+# l3-embed made. Then what must not work: writing to the model, a stack that
 # is too small, a damaged and a short image. Last, what the same sources say on this machine to thousands of flipped bits.
 #     sh tests/firmware.sh --table   prints instead what docs/BENCHMARKS.md shows: instructions a token, memory, flash
 set -u
@@ -71,6 +72,12 @@ refuses() { # board, name, storage, status
 desktop() { # model, output
     L3_LEVEL=plain "$build/generate" "$1" --exact --kv q8_0 -c 256 -t 0 -p "$prompt" -n $tokens --quiet >"$2"
 }
+embed() { "$build/l3-embed" $model "$work/image.S" >"$work/log" 2>&1; }
+# Its self-test has run; in exact mode with the bits that the desktop stored, in fast mode with others, not far from them.
+selftested() { # mode
+    [ "$(figure selftest_tokens)" -gt 8 ] || return 1
+    if [ "$1" = exact ]; then [ "$(figure selftest_billionths)" = 0 ]; else [ "$(figure selftest_billionths)" -gt 0 ]; fi
+}
 allocates_nothing() { ! arm-none-eabi-nm "$1" | grep -qE ' (_?malloc|_?free|_sbrk|_write|printf)$'; }
 
 boards=$(basename -s .mk examples/firmware/boards/*.mk)
@@ -114,13 +121,22 @@ for board in $boards; do
     check "$board: what the driver takes" driver_costs "$mapped" "$(figure session_bytes)"
 done
 
-# Fast mode has bits of its own for each level of kernels; how the model is reached does not show there, either.
-for board in an386 an547; do
-    check "$board, fast, builds" compile "$board" "$board-fast" DEFINES=-DMODE=L3_FAST
+# An image with a self-test. Fast mode has bits of its own for each level of kernels; how the model is reached does not show there,
+# either. an385 computes floats by software, an386 has the DSP extension, an547 Helium.
+image=$work/image.bin
+check "l3-embed makes an image" embed
+check "with a self-test, exact, builds" compile an386 an386-image MODEL="$image"
+check "an386, exact: the desktop's text" writes an386 an386-image driver "$work/text"
+check "... and its logits" selftested exact
+for board in an385 an386 an547; do
+    check "$board, fast, builds" compile "$board" "$board-fast" DEFINES=-DMODE=L3_FAST MODEL="$image"
     emulate "$board" "$firmware/$board-fast-mapped.elf"
     sed '$d' "$work/out" >"$work/fast"
+    check "$board, fast: logits near the desktop's" selftested fast
     check "$board, fast: one text for both storages" writes "$board" "$board-fast" driver "$work/fast"
 done
+check "a build with fast-math builds" compile an386 fast-math B="$firmware/fast-math" MODEL="$image" CFLAGS="-O2 -ffast-math"
+check "... and fails its self-test" refuses an386 fast-math/fast-math mapped -12
 
 # A dense model of another shape, in floats.
 if [ -f "$dense" ] && desktop "$dense" "$work/dense"; then

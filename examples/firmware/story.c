@@ -30,6 +30,7 @@ typedef struct story {
     size_t        model_size, session_size, tokenizer_size, sampler_size;
     size_t        prompt; /* tokens */
     uint32_t      made, decoded;
+    float         selftest; /* largest difference from the logits that are stored in the file, as part of their range */
     l3_stats      after_prompt;
     uint64_t      flash_after_prompt;
 } story;
@@ -119,6 +120,9 @@ static int prepare(story *s, l3_mode mode, l3_error *err) {
             l3_tokenizer_init(&s->tokenizer, s->model, PROMPT_BYTES, take(s->tokenizer_size), s->tokenizer_size, err);
     if (status == L3_OK)
         status = l3_sampler_init(&s->sampler, &sampling, vocab, take(s->sampler_size), s->sampler_size, err);
+    /* The file is sound, as its checksums say: is this build? */
+    if (status == L3_OK && l3_model_info(s->model)->selftest_tokens)
+        status = l3_session_selftest(s->session, &s->selftest, err);
     return status;
 }
 
@@ -180,6 +184,8 @@ static void report(const story *s, const story_plan *plan) {
     put_field("tokenizer_bytes", s->tokenizer_size);
     put_field("sampler_bytes", s->sampler_size);
     put_field("memory_bytes", used);
+    put_field("selftest_tokens", l3_model_info(s->model)->selftest_tokens);
+    put_field("selftest_billionths", (uint64_t)(s->selftest * 1e9f));
     put_field("stack_bytes", board_stack_used());
     put_field("row_bytes_per_token", each(s, now.row_bytes_read - then.row_bytes_read));
     put_field("weight_bytes_per_token", each(s, now.weight_bytes_read - then.weight_bytes_read));
