@@ -129,11 +129,11 @@ check "with a self-test, exact, builds" compile an386 an386-image MODEL="$image"
 check "an386, exact: the desktop's text" writes an386 an386-image driver "$work/text"
 check "... and its logits" selftested exact
 for board in an385 an386 an547; do
-    check "$board, fast, builds" compile "$board" "$board-fast" DEFINES=-DMODE=L3_FAST MODEL="$image"
-    emulate "$board" "$firmware/$board-fast-mapped.elf"
+    check "$board, fast, builds" compile "$board" "$board-tested" DEFINES=-DMODE=L3_FAST MODEL="$image"
+    emulate "$board" "$firmware/$board-tested-mapped.elf"
     sed '$d' "$work/out" >"$work/fast"
     check "$board, fast: logits near the desktop's" selftested fast
-    check "$board, fast: one text for both storages" writes "$board" "$board-fast" driver "$work/fast"
+    check "$board, fast: one text for both storages" writes "$board" "$board-tested" driver "$work/fast"
 done
 check "a build with fast-math builds" compile an386 fast-math B="$firmware/fast-math" MODEL="$image" CFLAGS="-O2 -ffast-math"
 check "... and fails its self-test" refuses an386 fast-math/fast-math mapped -12
