@@ -119,6 +119,13 @@ others() {
     embed again.bin again.bin
     check "onto itself, too" cmp -s again.bin stories.bin
     check "a header alone declares nothing" eval '! grep -q extern again.h && grep -q "define AGAIN_VOCAB 768" again.h'
+    for context in 37 128; do
+        printf '#include <stdio.h>\n#include "again.h"\nint main(void) { printf("%%u\\n", AGAIN_MODEL_BYTES + AGAIN_SESSION_BYTES(%du)); }\n' \
+            $context >memory.c
+        run "$build/l3-inspect" again.bin --budget 1 --mapped --kv q8_0 -c $context --json
+        told=$(tr -d ' \n' <out | sed 's/.*"parts":{//; s/"tokenizer_bytes.*//' | tr ',' '\n' | awk -F: '{ n += $2 } END { print n }')
+        check "the header's memory for a context of $context" eval '${CC:-cc} memory.c -o memory && [ "$(./memory)" = "$told" ]'
+    done
     embed "$model" bare.bin --selftest 0
     run "$build/l3-quantize" stories.bin copied.gguf
     check "l3-quantize leaves the self-test out" eval 'ends 0 && cmp -s copied.gguf bare.bin'

@@ -289,6 +289,34 @@ static void print_switches(cli_output *o, const settings *s, const facts *f) {
     cli_print(o, "#endif\n");
 }
 
+/* Blocks of memory that a device can set aside when it is compiled. Of a session only the KV cache depends on the context. */
+static void print_memory(cli_output *o, const settings *s) {
+    const l3_target   target = l3_target_32();
+    l3_session_config config;
+    l3_memory         memory;
+    cli_engine        e;
+    l3_error          err;
+    size_t            model = 0;
+    memset(&err, 0, sizeof err);
+    memset(&config, 0, sizeof config);
+    cli_open_model(&e, s->image, CLI_MAP);
+    cli_check(l3_model_size_for(&target, &e.file.source, &model, &err), s->image, &err);
+    config.kv_type     = L3_Q8_0;
+    config.work.batch  = 1;
+    const size_t   all = l3_session_memory_for(&target, e.model, &config, &memory);
+    const size_t   kv  = l3__kv_row_bytes(L3_Q8_0, e.info->head_dim) * e.info->n_blocks * e.info->n_kv_heads * 2;
+    const uint32_t up  = target.align - 1;
+    if (l3_session_window_min(e.model) == 0) { /* it is mapped here, as there */
+        cli_print(o, "\n/* On a 32-bit machine that maps the image: bytes for l3_model_open(), and for "
+                     "l3_session_init() with a KV\n");
+        cli_print(o, " * cache of L3_Q8_0 and a batch of 1. Others: l3-inspect --budget. */\n");
+        print_constant(o, s, "MODEL_BYTES", (int64_t)model);
+        cli_print(o, "#define %s_SESSION_BYTES(context) (%zuu + (((context) * %zuu + %" PRIu32 "u) & ~%" PRIu32 "u))\n",
+                  s->upper, all - ((kv * e.info->context + up) & ~(size_t)up), kv, up, up);
+    }
+    cli_close(&e);
+}
+
 static void write_header(const settings *s, const facts *f, const selftest *t) {
     const l3_info *x = &f->info;
     cli_output     o;
@@ -311,6 +339,7 @@ static void write_header(const settings *s, const facts *f, const selftest *t) {
     print_constant(&o, s, "EOS", x->eos);
     print_constant(&o, s, "LONGEST_PIECE", x->longest_piece);
     print_constant(&o, s, "SELFTEST_TOKENS", t->tokens ? t->n_tokens : 0);
+    print_memory(&o, s);
     print_switches(&o, s, f);
     if (s->kind != IMAGE)
         cli_print(&o,
