@@ -47,7 +47,7 @@ KERNELS  = $(B)/tests/test_kernels $(B)/tests/test_kernels_amx $(B)/tests/test_p
 sanitize:
 	@$(MAKE) --no-print-directory B=build/sanitize $(SANITIZE) CPPFLAGS=-DL3_NO_SIMD= test \
 	    TESTS='$(patsubst $(B)/%,build/sanitize/%,$(filter-out $(KERNELS),$(TESTS)))' \
-	    SCRIPTS='$(filter-out tests/test_headers.sh tests/test_instructions.sh tests/test_projects.sh tests/test_sizes.sh,$(SCRIPTS))'
+	    SCRIPTS='$(filter-out tests/test_headers.sh tests/test_instructions.sh tests/test_porting.sh tests/test_projects.sh tests/test_sizes.sh,$(SCRIPTS))'
 	@$(MAKE) --no-print-directory B=build/sanitize/simd $(SANITIZE) test \
 	    TESTS='$(KERNELS:$(B)/%=build/sanitize/simd/%)' SCRIPTS= EXAMPLES= TOOLS=
 
