@@ -19,6 +19,9 @@ if [ $skipped = 0 ]; then
     cp l3.h l3_model.h "$work"
     run "$build/l3-embed" examples/models/stories-l3-small.gguf "$work/model.bin"
     check "l3-embed writes the model" ends 0
+    run "$build/l3-inspect" examples/models/stories-l3-small.gguf --budget 100K --kv q8_0 -c 128
+    told=$(awk '$1 == "in" && $2 == "all" { print $3 }' "$work/out")
+    check "the page says how much memory it takes" grep -q "($(echo "$told" | sed 's/\(...\)$/,\1/') bytes in all)" docs/PORTING.md
     eval "$(sed -n 's/^    \(FLAGS=.*\)/\1/p' docs/PORTING.md)"
     "$build/generate" "$work/model.bin" -p "Once upon a time" -n 100 -t 0 --exact --kv q8_0 --quiet >"$work/expected"
     cd "$work" || exit 1
