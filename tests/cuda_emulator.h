@@ -399,6 +399,7 @@ inline void emulator_return() {
     emulator_block &e = emulator_here;
     const unsigned  w = e.now->id / 32;
     e.now->at         = EMULATOR_RETURNED;
+    e.now->line       = 0;
     e.live--;
     e.returned[w] |= 1u << e.now->id % 32;
     emulator_try_barrier();
@@ -479,11 +480,9 @@ inline void emulator_run_grid(const emulator_launch &launch) {
     emulator_block &e = emulator_here;
     const dim3      g = gridDim = launch.grid;
     const uint64_t  n           = (uint64_t)g.x * g.y * g.z;
-    uint64_t        at = emulator_below((uint32_t)n), step = 1;
+    uint64_t        at = emulator_below((uint32_t)n), step = 0;
     blockDim = launch.block;
-    if (n < UINT32_MAX) do
-            step = 1 + emulator_below((uint32_t)n);
-        while (std::gcd(step, n) != 1);
+    while (std::gcd(step, n) != 1) step = 1 + emulator_below((uint32_t)n);
     e.launch = &launch;
     e.now    = &e.host;
     e.launches++;
@@ -1029,11 +1028,11 @@ inline void emulator_end_capture(const std::shared_ptr<emulator_capture> &captur
 /* As at first: no errors, no limits, nothing pending. What was made stays. */
 inline void emulator_reset() {
     emulator_runtime &e = emulator;
-    e.devices = e.major = 1;
-    e.major             = 9;
-    e.device = e.minor = 0;
-    e.processors       = 4;
-    e.limit            = (size_t)16 << 30;
+    emulator_set_devices(1);
+    emulator_set_processors(4);
+    emulator_set_capability(9, 0);
+    e.device = 0;
+    e.limit  = (size_t)16 << 30;
     e.sticky = emulator_last_error = cudaSuccess;
     e.fail_at = e.fail_run_at = 0;
     e.runnable.clear();
@@ -1098,6 +1097,11 @@ inline void emulator_open(bool open) {
     emulator.accessible = open;
 }
 
+inline emulator_point emulator_any_node() {
+    if (emulator.runnable.empty()) emulator_stop("what is waited for was dropped by emulator_reset()");
+    return emulator_take(emulator.runnable);
+}
+
 inline void emulator_run_node(const emulator_point &node) {
     emulator_runtime &e = emulator;
     if (node->run && !e.sticky && ++e.runs == e.fail_run_at) e.sticky = e.fail_run;
@@ -1118,7 +1122,7 @@ inline void emulator_run_node(const emulator_point &node) {
 /* Runs any nodes until this one, or all of these, are done. */
 inline void emulator_run_until(const std::vector<emulator_point> &points) {
     for (const emulator_point &point : points)
-        while (!point->done) emulator_run_node(emulator_take(emulator.runnable));
+        while (!point->done) emulator_run_node(emulator_any_node());
     emulator_open(false);
 }
 
