@@ -9,8 +9,8 @@
  *     CUDA_EMULATOR_SEED   another order, default 1
  *     L3_CUDA_EMULATED     is defined, for what only a GPU's compiler understands
  *
- * Of shared memory there is the dynamic one, under one name: extern __shared__ unsigned char l3__shared[];
- * Blocks run one after the other: none may wait for another. */
+ * Of shared memory there is the dynamic one, under one name: extern __shared__ unsigned char l3__shared[]; its kernels are in
+ * no namespace. Blocks run one after the other, a thread until it waits: none may spin until another does something. */
 #ifndef CUDA_EMULATOR_H
 #define CUDA_EMULATOR_H
 
@@ -136,9 +136,15 @@ enum emulator_at {
     EMULATOR_SYNCWARP,
     EMULATOR_VOTE,
     EMULATOR_SHUFFLE, /* from here on, lanes that have returned are missed */
-    EMULATOR_REDUCE,
     EMULATOR_MMA,
     EMULATOR_LDMATRIX
+};
+
+struct emulator_async {
+    void       *to;
+    const void *from;
+    size_t      n;
+    unsigned    group;
 };
 
 struct emulator_fiber {
@@ -152,6 +158,9 @@ struct emulator_fiber {
     const char *in; /* the function of the line */
     unsigned    mask;
     void       *data; /* what a lane brings to the others */
+
+    std::vector<emulator_async> copies;
+    unsigned                    group; /* of copies to come */
 };
 
 struct emulator_launch {
@@ -281,9 +290,8 @@ inline void emulator_go(emulator_fiber *to) {
 /* ---- who may run ---- */
 
 inline const char *emulator_name(emulator_at at) {
-    static const char *const names[] = {"nothing",          "its end",   "__syncthreads()",    "__syncwarp()",
-                                        "a vote",           "a shuffle", "a warp's reduction", "emulated_mma",
-                                        "emulated_ldmatrix"};
+    static const char *const names[] = {"nothing", "its end",   "__syncthreads()", "__syncwarp()",
+                                        "a vote",  "a shuffle", "emulated_mma",    "emulated_ldmatrix"};
     return names[at];
 }
 
@@ -346,7 +354,7 @@ inline void emulator_try_barrier() {
         if (e.fibers[i]->at == EMULATOR_BARRIER) emulator_wake(e.fibers[i].get());
 }
 
-/* Does for all lanes, when the last one has come: lanes[i] is what lane i has brought, NULL for one that is not in the mask. */
+/* Does the work of all lanes when the last one has come: lanes[i] is what lane i has brought, NULL if it is not in the mask. */
 typedef void (*emulator_meeting)(void *const *lanes);
 
 inline bool emulator_try_warp(emulator_fiber *f, emulator_meeting meeting) {
@@ -400,6 +408,7 @@ inline void emulator_return() {
     const unsigned  w = e.now->id / 32;
     e.now->at         = EMULATOR_RETURNED;
     e.now->line       = 0;
+    if (!e.now->copies.empty()) emulator_stop("a thread returns before its cp.async has been waited for");
     e.live--;
     e.returned[w] |= 1u << e.now->id % 32;
     emulator_try_barrier();
@@ -419,17 +428,17 @@ inline void emulator_fiber_main() {
     }
 }
 
-/* The page below a stack is not there, so a stack too small is a fault. */
+/* The pages below a stack are not there, so that one too small is a fault; tops differ, so that caches keep more of them. */
 inline emulator_fiber *emulator_new_fiber(unsigned id) {
-    const size_t page = 65536, n = EMULATOR_STACK;
-    void        *at = mmap(nullptr, page + n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (at == MAP_FAILED || mprotect(at, page, PROT_NONE)) emulator_stop("no memory for stacks");
-    unsigned char  *stack = (unsigned char *)at + page;
+    const size_t none = 65536, top = id * 448 % 16384, n = EMULATOR_STACK;
+    void        *at = mmap(nullptr, none + n + top, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (at == MAP_FAILED || mprotect(at, none, PROT_NONE)) emulator_stop("no memory for stacks");
+    unsigned char  *stack = (unsigned char *)at + none;
     emulator_fiber *f     = new emulator_fiber();
     f->id                 = id;
     f->bottom             = stack;
-    f->size               = n;
-    f->sp                 = emulator_prepare(stack, n, emulator_fiber_main);
+    f->size               = n + top;
+    f->sp                 = emulator_prepare(stack, f->size, emulator_fiber_main);
     return f;
 }
 
@@ -841,6 +850,31 @@ inline void emulated_ldmatrix_x4_trans(uint32_t r[4], const void *row, EMULATOR_
     emulator_load_matrices(r, row, true, line, in);
 }
 
+/* ---- cp.async: copies that are done when the thread waits for their group, no sooner ---- */
+
+/* Of size bytes the first n are copied, the others are zero. */
+inline void emulated_cp_async(void *shared, const void *global, size_t size, size_t n) {
+    const uintptr_t at = (uintptr_t)shared - (uintptr_t)l3__shared;
+    if ((size != 4 && size != 8 && size != 16) || n > size) emulator_stop("cp.async: the size");
+    if ((uintptr_t)shared % size || (uintptr_t)global % size) emulator_stop("cp.async: an address is not aligned");
+    if (at + size > EMULATOR_SHARED) emulator_stop("cp.async: the destination is not in shared memory");
+    memset(shared, 0xff, size);
+    memset((char *)shared + n, 0, size - n);
+    emulator_here.now->copies.push_back({shared, global, n, emulator_here.now->group});
+}
+
+inline void emulated_cp_async_commit() { emulator_here.now->group++; }
+
+/* All but the last n groups are there, for this thread. */
+inline void emulated_cp_async_wait(unsigned n) {
+    std::vector<emulator_async> &copies = emulator_here.now->copies;
+    const unsigned               end    = emulator_here.now->group;
+    size_t                       done   = 0;
+    for (; done < copies.size() && copies[done].group + n < end; done++)
+        memcpy(copies[done].to, copies[done].from, copies[done].n);
+    copies.erase(copies.begin(), copies.begin() + (ptrdiff_t)done);
+}
+
 /* ---- the runtime: errors ---- */
 
 #define EMULATOR_ERRORS(X)                                                              \
@@ -1153,7 +1187,6 @@ inline emulator_point emulator_add(const std::vector<emulator_point> &after, con
 
 /* ---- streams ---- */
 
-inline constexpr cudaStream_t cudaStreamNone = nullptr;
 #define cudaStreamLegacy ((cudaStream_t)0x1)
 
 enum { cudaStreamDefault = 0, cudaStreamNonBlocking = 1 };
@@ -1169,7 +1202,7 @@ inline cudaError_t emulator_invalidate(const std::shared_ptr<emulator_capture> &
     return error;
 }
 
-/* Captures that forbid a call: those of the legacy stream's blocking ones, or all that are not relaxed. */
+/* Captures forbid calls that wait, or might: relaxed ones only some of these. */
 inline cudaError_t emulator_unsafe(bool even_relaxed = false) {
     cudaError_t error = cudaSuccess;
     for (cudaStream_t s : emulator.streams)
@@ -1178,6 +1211,7 @@ inline cudaError_t emulator_unsafe(bool even_relaxed = false) {
     return error;
 }
 
+/* What is given to the legacy stream would wait for the captures of blocking ones. */
 inline cudaError_t emulator_legacy_use() {
     cudaError_t error = cudaSuccess;
     for (cudaStream_t s : emulator.streams)

@@ -306,6 +306,41 @@ TEST(loads_of_tiles) {
     }
 }
 
+/* Tiles are copied two ahead of the sum; with a group too few waited for, NaN is summed. */
+static __global__ void copy_ahead(float *out, const float *in, int tiles, unsigned ahead) {
+    extern __shared__ __align__(16) unsigned char l3__shared[];
+    float                                        *s   = (float *)l3__shared;
+    const int                                     i   = (int)threadIdx.x;
+    float                                         sum = 0;
+    for (int t = 0; t < tiles + 2; t++) {
+        if (t < tiles) emulated_cp_async(s + t % 3 * 128 + 4 * i, in + t * 128 + 4 * i, 16, i == 31 ? 12 : 16);
+        emulated_cp_async_commit();
+        emulated_cp_async_wait(t < 2 ? 2 : ahead);
+        __syncthreads();
+        for (int k = 0; t >= 2 && k < 4; k++) sum += s[(t - 2) % 3 * 128 + 4 * (31 - i) + k];
+        __syncthreads();
+    }
+    emulated_cp_async_wait(0);
+    out[i] = sum;
+}
+
+TEST(copies_ahead) {
+    float         x[5 * 128], y[32];
+    device<float> in(5 * 128), out(32);
+    for (int i = 0; i < 5 * 128; i++) x[i] = (float)i;
+    in.put(x, 5 * 128);
+    for (unsigned ahead = 2; ahead <= 3; ahead++) {
+        CHECK_EQ(launch(1, 32, 3 * 512, nullptr, copy_ahead, out.p, in.p, 5, ahead), cudaSuccess);
+        out.get(y, 32);
+        for (int i = 0; i < 32 && ahead == 2; i++) {
+            float sum = 0;
+            for (int k = 0; k < 20; k++) sum += i == 0 && k % 4 == 3 ? 0 : x[k / 4 * 128 + 4 * (31 - i) + k % 4];
+            CHECK_EQ(y[i], sum);
+        }
+        if (ahead == 3) CHECK(isnan(y[0]));
+    }
+}
+
 /* ---- arithmetic ---- */
 
 TEST(functions) {
@@ -374,8 +409,19 @@ TEST(deadlocks_are_told) {
     CHECK(strstr(all, ", grid 2x1x1 of blocks 64x1x1, block (") != NULL);
 }
 
+#ifdef EMULATOR_ASAN
+static void host_reads_device() {
+    volatile char *p = nullptr;
+    cudaMalloc(&p, 16);
+    if (p[3] == 0) abort();
+}
+#endif
+
 TEST(bad_accesses_are_told) {
     char all[8192];
+#ifdef EMULATOR_ASAN
+    CHECK(says(host_reads_device, "use-after-poison"));
+#endif
     CHECK(dies(run_it<beyond_shared>, all, sizeof all));
     CHECK(says(run_it<beyond_rows>, "ldmatrix: the row's address"));
 }
@@ -431,7 +477,7 @@ TEST(launches_are_checked) {
 
 TEST(devices) {
     int            n = 0, major = 0;
-    cudaDeviceProp properties;
+    cudaDeviceProp properties = {};
     emulator_set_capability(8, 6);
     CHECK_EQ(cudaGetDeviceCount(&n), cudaSuccess);
     CHECK_EQ(n, 1);
@@ -563,10 +609,10 @@ TEST(the_legacy_stream) {
 TEST(graphs) {
     const two_streams s;
     device<int>       x(2);
-    int               in = 10, y[2];
-    size_t            n  = 0;
-    cudaGraph_t       graph;
-    cudaGraphExec_t   exec;
+    int               in    = 10, y[2];
+    size_t            n     = 0;
+    cudaGraph_t       graph = nullptr;
+    cudaGraphExec_t   exec  = nullptr;
     CHECK_EQ(cudaMemset(x.p, 0, 8), cudaSuccess);
     CHECK_EQ(cudaDeviceSynchronize(), cudaSuccess);
     CHECK_EQ(cudaStreamBeginCapture(s.a, cudaStreamCaptureModeThreadLocal), cudaSuccess);
@@ -687,6 +733,7 @@ int main() {
     RUN(parts_of_warps);
     RUN(products_of_tiles);
     RUN(loads_of_tiles);
+    RUN(copies_ahead);
     RUN(functions);
     RUN(deadlocks_are_told);
     RUN(bad_accesses_are_told);
