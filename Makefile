@@ -21,6 +21,7 @@ EXAMPLES = $(patsubst examples/%.c,$(B)/%,$(wildcard examples/*.c))
 TOOLS    = $(patsubst tools/l3_%.c,$(B)/l3-%,$(wildcard tools/l3_*.c))
 TESTS    = $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/test_*.c))
 SCRIPTS  = $(wildcard tests/test_*.sh)
+CUDA     = $(if $(shell command -v $(CXX)),$(patsubst %,$(B)/tests/cuda/test_%,emulator session))
 BOARDS   = $(basename $(notdir $(wildcard examples/firmware/boards/*.mk)))
 
 .PHONY: all run test native sanitize cross fuzz fuzz-clang long sizes clean help
@@ -34,7 +35,7 @@ run: $(B)/generate
 	$(B)/generate $(MODEL) -p "Once upon a time" --stats
 
 ## every test, seconds, nothing to download; the last line counts them
-test: all $(TESTS)
+test: all $(TESTS) $(if $(filter tests/test_cuda.sh,$(SCRIPTS)),$(CUDA))
 	@BUILD=$(B) CC="$(CC)" sh tools/run_tests.sh $(TESTS) $(SCRIPTS)
 
 ## everything for this machine only, in build/native
@@ -107,11 +108,23 @@ $(B)/tests/%.o: tests/%.c | $(B)/tests
 $(B)/tests/test_%: tests/test_%.c $(B)/tests/ref.o $(B)/tests/make_model.o | $(B)/tests
 	$(COMPILE) -MF $@.d $< $(B)/tests/ref.o $(B)/tests/make_model.o -o $@ $(LDFLAGS) $(LIBS)
 
+# CUDA on the CPU
+CXXCOMPILE = $(CXX) $(CFLAGS) -std=gnu++17 -ffp-contract=off -Wall -Wextra -MMD -MP
+
+$(B)/tests/cuda/emulated.o: tests/cuda/emulated.cpp | $(B)/tests/cuda
+	$(CXXCOMPILE) -MF $@.d -c $< -o $@
+
+$(B)/tests/cuda/test_emulator: tests/cuda/test_emulator.cpp | $(B)/tests/cuda
+	$(CXXCOMPILE) -MF $@.d $< -o $@ $(LIBS)
+
+$(B)/tests/cuda/test_session: tests/cuda/test_session.c $(B)/tests/cuda/emulated.o $(B)/tests/make_model.o
+	$(COMPILE) -DL3_CUDA_EMULATED -MF $@.d $^ -o $@ $(LDFLAGS) -lstdc++ $(LIBS)
+
 $(B)/tests/fuzz_seeds $(B)/tests/long_alloc: $(B)/tests/%: tests/%.c $(B)/tests/make_model.o | $(B)/tests
 	$(COMPILE) -MF $@.d $< $(B)/tests/make_model.o -o $@ $(LDFLAGS) $(LIBS)
 
-$(B) $(B)/tests:
+$(B) $(B)/tests $(B)/tests/cuda:
 	mkdir -p $@
 
 .SECONDARY:
--include $(wildcard $(B)/*.d $(B)/tests/*.d)
+-include $(wildcard $(B)/*.d $(B)/tests/*.d $(B)/tests/cuda/*.d)

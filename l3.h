@@ -110,7 +110,8 @@ L3_API uint32_t l3_version(void);
     X(L3_ERR_CHECKSUM, -9, "bytes do not match their checksum")                             \
     X(L3_ERR_MISMATCH, -10, "a snapshot of another model or of a session of another shape") \
     X(L3_ERR_NUMBER, -11, "the logits hold no finite maximum")                              \
-    X(L3_ERR_SELFTEST, -12, "the self-test gave other numbers than the file says")
+    X(L3_ERR_SELFTEST, -12, "the self-test gave other numbers than the file says")          \
+    X(L3_ERR_DEVICE, -13, "the GPU failed or cannot be used")
 
 /* clang-format off */
 typedef enum l3_status {

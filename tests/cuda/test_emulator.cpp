@@ -1,6 +1,6 @@
-/* test_cuda_emulator.cpp - cuda_emulator.h does what a GPU does, and notices what a GPU would not forgive. */
-#include "cuda_emulator.h"
-#include "test.h"
+/* test_emulator.cpp - emulator.h does what a GPU does, and notices what a GPU would not forgive. */
+#include "emulator.h"
+#include "../test.h"
 
 #include <sys/wait.h>
 

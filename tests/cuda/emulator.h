@@ -1,6 +1,6 @@
-/* cuda_emulator.h - CUDA on the CPU, for tests on machines without a GPU: a .cu file is compiled as C++17,
+/* emulator.h - CUDA on the CPU, for tests on machines without a GPU: a .cu file is compiled as C++17,
  *
- *     g++ -std=c++17 -x c++ -include tests/cuda_emulator.h file.cu
+ *     g++ -std=c++17 -x c++ -include tests/cuda/emulator.h file.cu
  *
  * and its kernels run in this process. It is stricter than a GPU: threads run in a pseudo-random order between barriers, what
  * streams are given runs in a pseudo-random order that their dependencies allow, and as late as it can; fresh memory is NaN.
