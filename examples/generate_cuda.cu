@@ -160,7 +160,7 @@ static void open_model(run *r) {
     l3_cuda_config config = {};
     l3_cuda_memory memory;
     size_t         size;
-    check(l3_source_open_file(&r->file, o.model, L3_FILE_MAP, &err), o.model);
+    check(l3_source_open_file(&r->file, o.model, L3_FILE_MAP, &err), "MODEL");
     check(l3_model_size(&r->file.source, NULL, &size, &err), o.model);
     check(l3_model_open(&r->model, &r->file.source, NULL, block(size), size, &err), o.model);
     r->info = l3_model_info(r->model);
