@@ -11,6 +11,7 @@ enum { LIST = 8, REPETITIONS = 99 };
 
 typedef struct bench_model {
     int         synthetic; /* a choice; -1: none */
+    bool        unchecked; /* without checksums, unless it is kept */
     shape       shape, given;
     const char *tokenizer, *alloc, *output;
 } bench_model;
@@ -114,6 +115,7 @@ static inline void dress_shape(bench_model *m) {
 static inline const char *make_synthetic(bench_model *m) {
     const char *path = m->output ? m->output : temporary_name("");
     dress_shape(m);
+    m->shape.unchecked = m->unchecked && !m->output;
     write_synthetic(&m->shape, path);
     free(m->shape.offsets);
     return path;

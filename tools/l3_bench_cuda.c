@@ -52,13 +52,11 @@ static const char *parse(settings *s, int argc, char **argv) {
          {"--depth", CLI_U32, &s->depth, "TOKENS", "... behind so many in each sequence (128)", 1, 1e6},
          {"-r", CLI_U32, &s->repetitions, "TIMES", "repetitions (3)", 1, REPETITIONS},
          {"--tables", CLI_TEXT, &s->tables, places,
-          "some of these, with commas between (dense,device,host): no lookup layers; tables\n"
-           "                           on the device; in host memory; there, and the hot rows on the device; in the file",
+          "which of these, with commas between (dense,device,host): no lookup layers; tables on the\n"
+           "                           device; in host memory; there, and hot rows on the device; in the file",
           0, 0},
-         {"--hot", CLI_U32, &s->hot, "PERCENT", "share of the tables that is kept on the device with \"hot\" (30)", 1,
-          100},
-         {"--text", CLI_TEXT, &s->text, "FILE", "take the tokens from here (random, more often those with more rows)", 0,
-          0},
+         {"--hot", CLI_U32, &s->hot, "PERCENT", "share of the tables that \"hot\" keeps on the device (30)", 1, 100},
+         {"--text", CLI_TEXT, &s->text, "FILE", "take the tokens from here (random, as often as they have rows)", 0, 0},
          {"--kv", CLI_CHOICE, &s->kv, "f16|f32", "type of the KV cache (f16)", 0, 0},
          CLI_EXACT_OPTION(s),
          {"--no-graph", CLI_FLAG, &s->no_graph, "", "launch kernels one by one", 0, 0},
@@ -68,17 +66,16 @@ static const char *parse(settings *s, int argc, char **argv) {
          {"--json", CLI_FLAG, &s->json, "", "print one JSON object", 0, 0},
          {0},
     };
-    const cli_program program = {"l3-bench-cuda", "MODEL|--synthetic SHAPE [options]",
-                                 "Measures prefill and decode on a GPU, and when rows of tables arrive.\n"
-                                 "--compare: COMMAND runs once a repetition, with {model}, {dense}, {prompt} (the "
-                                 "longest), {tokens} and {type}\n"
-                                 "filled in; the last line that it prints is to be tokens a second: of the prompt and "
-                                 "of decoding at batch 1, or\n"
-                                 "only of decoding.",
-                                 options};
-    const int         n       = cli_parse(&program, argc, argv, &path, 1);
-    s->n_prompts              = cli_list("-p", s->prompts, 1, 1 << 24, s->prompt_list, LIST);
-    s->n_batches              = cli_list("-b", s->batches, 1, 4096, s->batch_list, LIST);
+    const cli_program program = {
+        "l3-bench-cuda", "MODEL|--synthetic SHAPE [options]",
+        "Measures prefill and decode on a GPU, and when rows of tables arrive.\n"
+        "--compare: COMMAND runs once a repetition, with {model}, {dense}, {prompt} (the longest), {tokens}\n"
+        "and {type} filled in; the last line that it prints is to be tokens a second: of the prompt and of\n"
+        "decoding at batch 1, or only of decoding.",
+        options};
+    const int n  = cli_parse(&program, argc, argv, &path, 1);
+    s->n_prompts = cli_list("-p", s->prompts, 1, 1 << 24, s->prompt_list, LIST);
+    s->n_batches = cli_list("-b", s->batches, 1, 4096, s->batch_list, LIST);
     choose_places(s);
     choose_shape(&s->model, n, s->text, s->depth + s->tokens);
     return path;
@@ -187,7 +184,7 @@ typedef struct variant {
     l3_cuda          *gpu;
     void             *block;
     l3_cuda_memory    memory[2]; /* of either stage */
-    series            prefill[LIST], generate, open;
+    series            prefill[LIST], generate;
     decoding          decoding[LIST];
 } variant;
 
@@ -245,7 +242,6 @@ static char gpu_name[64]; /* of the device that was used */
 static void open_variant(const settings *s, const stage *g, variant *v) {
     const l3_cuda_config config = configuration(s, g, v);
     const size_t         size   = v->memory[g->number].host;
-    const double         begin  = cli_now();
     l3_error             err;
     memset(&err, 0, sizeof err);
     v->block         = cli_aligned(size, "the GPU's session");
@@ -257,7 +253,6 @@ static void open_variant(const settings *s, const stage *g, variant *v) {
         return;
     }
     cli_check(status, v->engine->path, &err);
-    add(&v->open, cli_now() - begin);
     snprintf(gpu_name, sizeof gpu_name, "%s", l3_cuda_name(v->gpu));
 }
 
@@ -710,6 +705,7 @@ int main(int argc, char **argv) {
                            .hot         = 30};
     stage             stages[2];
     s.model.given.type = 2; /* f16 */
+    s.model.unchecked  = true;
 
     other.model = parse(&s, argc, argv);
     use_device(s.device);

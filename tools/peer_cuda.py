@@ -18,9 +18,12 @@ tokens are given, as in l3-bench-cuda. PyTorch 1.13 or later; attention is scale
 import argparse, math, statistics, sys, time
 from types import SimpleNamespace
 
-import numpy as np
-import torch
-import torch.nn.functional as F
+try:
+    import numpy as np
+    import torch
+    import torch.nn.functional as F
+except ImportError as e:
+    sys.exit(f"peer_cuda.py: {e}; PyTorch and numpy are needed")
 
 # What tools/synthetic.h calls these sizes: dim, blocks, ffn, heads, kv_heads, vocab, rows, k, d_emb, d_up, lookups after blocks.
 SHAPES = {"0.8B": (1536, 18, 4096, 12, 12, 180000, 710000, 512, 512, 4096, "4,11"),

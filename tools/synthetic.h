@@ -12,7 +12,8 @@ typedef struct shape {
     uint32_t    lookups, rows, k, d_emb, d_up; /* rows 0: 4 a token; d_emb 0: keys are the values; d_up 0: 2 dim */
     uint32_t    context;
     uint32_t    after[2]; /* blocks that two lookup layers follow; {0, 0}: spread evenly, as any other number of them */
-    int         type;     /* a choice */
+    bool        unchecked; /* no checksums */
+    int         type;      /* a choice */
     cli_engine *tokenizer; /* whose vocabulary it has, or NULL: none */
     int32_t    *offsets;   /* (vocab + 1,) of every lookup layer, or NULL: as Zipf would have them */
 } shape;
@@ -197,6 +198,7 @@ static void write_synthetic(shape *s, const char *path) {
     uint64_t    state = 1;
     int32_t    *zipf  = s->offsets ? NULL : (s->offsets = zipf_offsets(s));
     gguf_begin(&w, path);
+    w.unchecked = s->unchecked;
     write_keys(&w, s);
     each_model_tensor(&w, s, NULL);
     gguf_begin_data(&w);
@@ -272,7 +274,8 @@ static inline bool is_kept_without_lookups(void *user, const l3_gguf_key *k) {
     return strncmp(k->name, "l3.lookup.", 10) != 0 && is_kept_without_tables(user, k);
 }
 
-/* A copy of a mapped model without the lookup layers: the dense model that they were added to. */
+/* A copy of a mapped model without the lookup layers: the dense model that they were added to. For a measurement: it has no
+ * checksums. */
 static inline void write_dense(const cli_engine *e, const char *path) {
     gguf_writer      w;
     const l3_tensor *t;
@@ -280,6 +283,7 @@ static inline void write_dense(const cli_engine *e, const char *path) {
     l3_source        source = e->file.source; /* read, not mapped */
     source.map              = NULL;
     gguf_begin(&w, path);
+    w.unchecked = true;
     gguf_copy_keys(&w, e->path, &source, is_kept_without_lookups, NULL);
     for (uint32_t i = 0; (t = l3_model_tensor(e->model, i, name)) != NULL; i++)
         if (!cli_has(name, ".lookup_"))
