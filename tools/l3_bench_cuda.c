@@ -8,7 +8,8 @@
 #define L3_IMPLEMENTATION
 #include "../l3_model.h"
 
-#include "../l3_cuda.cu" /* the declarations */
+#define L3_CUDA_DECLARATIONS
+#include "../l3_cuda.cu"
 
 #include "bench.h"
 
@@ -26,7 +27,7 @@ typedef struct settings {
     const char *prompts, *batches, *tables, *text, *peer;
     uint32_t    prompt_list[LIST], batch_list[LIST], n_prompts, n_batches;
     bool        wanted[PLACES];
-    uint32_t    tokens, depth, repetitions, hot, device;
+    uint32_t    tokens, depth, repetitions, limit, hot, device;
     int         kv;
     bool        json, exact, no_graph;
 } settings;
@@ -51,6 +52,7 @@ static const char *parse(settings *s, int argc, char **argv) {
          {"-n", CLI_U32, &s->tokens, "TOKENS", "tokens to decode (64)", 1, 1e6},
          {"--depth", CLI_U32, &s->depth, "TOKENS", "... behind so many in each sequence (128)", 1, 1e6},
          {"-r", CLI_U32, &s->repetitions, "TIMES", "repetitions (3)", 1, REPETITIONS},
+         {"--limit", CLI_U32, &s->limit, "SECONDS", "begin no other repetition after so long (no limit)", 0, 0},
          {"--tables", CLI_TEXT, &s->tables, places,
           "which of these, with commas between (dense,device,host): no lookup layers; tables on the\n"
            "                           device; in host memory; there, and hot rows on the device; in the file",
@@ -380,14 +382,14 @@ static void trace_batch(const settings *s, const stage *g, const stream *t, vari
 }
 
 /* Everything of a stage once; warm: since it was opened it has been run. */
-static void measure(const settings *s, const stage *g, const stream *t, variant *v, bool warm, bool last) {
+static void measure(const settings *s, const stage *g, const stream *t, variant *v, bool warm, bool first) {
     if (g->number == 0) measure_prompts(s, t, v, warm);
     for (uint32_t i = 0; l3_cuda_position(v->gpu, g->sequences - 1) < s->depth && i < g->sequences; i++)
         prefill(v, i, tokens_at(t, i, g->sequences, 0, s->depth + s->tokens), s->depth);
     for (uint32_t i = 0; i < s->n_batches; i++) {
         if (!in_stage(g, s->batch_list[i])) continue;
         measure_batch(s, g, t, v, i, warm);
-        if (last) trace_batch(s, g, t, v, i);
+        if (first) trace_batch(s, g, t, v, i);
     }
     if (g->number == 0) measure_generate(s, t, v, warm);
 }
@@ -411,23 +413,35 @@ static void repeat_peer(const settings *s, peer *p, const char *type) {
     run_peer(s->peer, words, 5, &p->prefill, &p->decode);
 }
 
+/* The time that --limit gives is over, or half of it; it begins with the first call. */
+static bool too_late(const settings *s, uint32_t halves) {
+    static double start;
+    if (start == 0) start = cli_now();
+    return s->limit && cli_now() - start > s->limit * halves / 2.0;
+}
+
 /* Variants take turns in every repetition, all of them open where there is room. */
 static void run_stage(const settings *s, const stage *g, const stream *t, variant *v, uint32_t n, peer *p) {
-    const bool together = plan(s, g, v, n);
+    static const char *const what[]   = {"of one sequence", "of batches"};
+    const bool               together = plan(s, g, v, n);
+    const uint32_t           all      = s->repetitions * n;
     if (!together) fprintf(stderr, "%s: no room for all at once: each is opened anew for every repetition\n", cli_name);
-    for (uint32_t r = 0; r < s->repetitions; r++) {
-        const bool last = r + 1 == s->repetitions;
-        for (uint32_t i = 0; i < n; i++) {
-            cli_report(r * n + i, (uint64_t)s->repetitions * n, g->number == 0 ? "of one sequence" : "of batches");
-            const bool warm = v[i].gpu != NULL;
-            if (!warm && !v[i].why[0]) open_variant(s, g, &v[i]);
-            if (v[i].gpu) measure(s, g, t, &v[i], warm, last);
-            if (!together || last) close_variant(&v[i]);
+    for (uint32_t i = 0; i < all; i++) {
+        variant   *x    = &v[i % n];
+        const bool warm = x->gpu != NULL;
+        if (i >= n && too_late(s, g->number + 1)) {
+            fprintf(stderr, "%s: --limit: %" PRIu32 " of %" PRIu32 " measurements %s\n", cli_name, i, all,
+                    what[g->number]);
+            break;
         }
-        if (s->peer && g->number == 0) repeat_peer(s, p, weight_type(v[0].engine->model));
+        cli_report(i, all, what[g->number]);
+        if (!warm && !x->why[0]) open_variant(s, g, x);
+        if (x->gpu) measure(s, g, t, x, warm, i < n);
+        if (!together) close_variant(x);
+        if (s->peer && g->number == 0 && i % n == n - 1) repeat_peer(s, p, weight_type(v[0].engine->model));
     }
-    cli_report((uint64_t)s->repetitions * n, (uint64_t)s->repetitions * n,
-               g->number == 0 ? "of one sequence" : "of batches");
+    for (uint32_t i = 0; i < n; i++) close_variant(&v[i]);
+    cli_report(all, all, what[g->number]);
 }
 
 /* ---- output ---- */
@@ -709,6 +723,7 @@ int main(int argc, char **argv) {
 
     other.model = parse(&s, argc, argv);
     use_device(s.device);
+    too_late(&s, 2);
     report r = {.s = &s, .v = variants, .peer = &other, .copy = copy_speed(false), .host_copy = copy_speed(true)};
     if (!other.model) other.model = make_synthetic(&s.model);
     cli_open_model(&l3, other.model, CLI_MAP);
