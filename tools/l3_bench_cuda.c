@@ -497,11 +497,11 @@ static void print_rows(const report *r, const variant *v, uint32_t which) {
     printf("  %-10s %10s a step", place_names[v->place], cli_bytes(d->needed));
     if (r->copy > 0) printf(", %.0f%% of what copying allows", 100 * floor_share(r, v, which));
     if (d->row_bytes > 0)
-        printf("; of these %s of rows, %.0f%% hot, %.0f%% fetched ahead, %.0f%% as needed", cli_bytes(d->row_bytes),
-               100 * d->hot, 100 * d->staged, 100 * d->direct);
+        printf("; of these %s of rows, %.0f%% on the device, %.0f%% fetched ahead, %.0f%% as needed",
+               cli_bytes(d->row_bytes), 100 * d->hot, 100 * d->staged, 100 * d->direct);
     printf("\n");
     for (uint32_t k = 0; k < d->layers && d->wanted[k].n; k++) {
-        uint32_t block;
+        uint32_t block = 0;
         l3_model_lookup(v->engine->model, k, &block);
         printf("  %-10s rows after block %" PRIu32 " wanted at %.3f ms, there at %.3f ms\n", "", block,
                median(&d->wanted[k]), median(&d->there[k]));
