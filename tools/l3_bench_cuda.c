@@ -13,7 +13,7 @@
 
 #include "bench.h"
 
-enum { STREAM = 1 << 16, TRACES = 5, LAYERS = 8 };
+enum { STREAM = 1 << 16, TRACES = 5, LAYERS = 8, STAGING = 64 << 20 /* l3_cuda_config's default */ };
 
 /* ---- options ---- */
 
@@ -197,6 +197,7 @@ typedef struct stage {
 
 static bool in_stage(const stage *g, uint32_t batch) { return (g->number == 0) == (batch == 1); }
 
+/* From the source all rows of a step are copied, so there is room for the most that its tokens may have. */
 static l3_cuda_config configuration(const settings *s, const stage *g, const variant *v) {
     static const l3_cuda_place where[] = {L3_CUDA_DEVICE, L3_CUDA_DEVICE, L3_CUDA_HOST, L3_CUDA_HOST, L3_CUDA_SOURCE};
     l3_cuda_config             config;
@@ -209,8 +210,12 @@ static l3_cuda_config configuration(const settings *s, const stage *g, const var
     config.mode      = s->exact ? L3_EXACT : L3_FAST;
     config.tables    = where[v->place];
     config.no_graph  = s->no_graph;
-    for (uint32_t i = 0; v->place == HOT && (l = l3_model_lookup(v->engine->model, i, NULL)) != NULL; i++)
-        config.hot_bytes += l3_row_bytes(l->rows.type, l->rows.cols) * l->rows.rows / 100 * s->hot;
+    for (uint32_t i = 0; (l = l3_model_lookup(v->engine->model, i, NULL)) != NULL; i++) {
+        const uint64_t row  = l3_row_bytes(l->rows.type, l->rows.cols);
+        const uint64_t most = g->sequences * ((l->max_rows ? l->max_rows : l->row_count) * row + 32);
+        if (v->place == HOT) config.hot_bytes += row * l->row_count / 100 * s->hot;
+        if (v->place == SOURCE && most > STAGING && most > config.staging_bytes) config.staging_bytes = most;
+    }
     return config;
 }
 
