@@ -46,6 +46,7 @@ typedef struct gguf_writer {
     gguf_row_checksums *lookups;    /* (n_lookups,) */
     size_t              n_lookups;
     size_t              checksum;   /* where in the keys l3.checksum.file is; 0: there is none */
+    bool                unchecked;  /* set behind gguf_begin(): no checksums, which take longer than writing */
     uint64_t            data_bytes; /* behind the metadata, */
     uint32_t            crc;        /* and their checksum */
 } gguf_writer;
@@ -267,7 +268,7 @@ static inline void gguf_pad(gguf_writer *w, uint64_t size) {
 }
 
 static inline void gguf_begin_data(gguf_writer *w) {
-    if (w->out.beside) gguf_checksum_keys(w);
+    if (w->out.beside && !w->unchecked) gguf_checksum_keys(w);
     gguf_put(&w->head, "GGUF", 4);
     gguf_put_number(&w->head, 3, 4);
     gguf_put_number(&w->head, w->n_tensors, 8);

@@ -7,47 +7,21 @@
 #define L3_IMPLEMENTATION
 #include "../l3_model.h"
 
-#include "synthetic.h"
+#include "bench.h"
 
-enum { LIST = 8, REPETITIONS = 99, SESSIONS = 64 };
+enum { SESSIONS = 64 };
 
 typedef struct settings {
-    int         synthetic; /* a choice; -1: none */
-    shape       shape;
-    const char *threads, *prompts, *text, *tokenizer, *alloc, *output, *peer;
+    bench_model model;
+    const char *threads, *prompts, *text, *peer;
     uint32_t    thread_list[LIST], prompt_list[LIST], n_threads, n_prompts;
     uint32_t    tokens, repetitions, sessions;
     bool        json, cold, without;
     cli_setup   setup;
 } settings;
 
-/* Where given, a number replaces the shape's own. */
-static void override_shape(shape *s, const shape *given) {
-    const uint32_t *from = &given->dim;
-    uint32_t       *to   = &s->dim;
-    for (size_t i = 0; i < 6; i++)
-        if (from[i]) to[i] = from[i];
-    if (given->lookups != UINT32_MAX) s->lookups = given->lookups;
-    if (given->rows) s->rows = given->rows;
-    if (given->k) s->k = given->k;
-    s->d_emb = given->d_emb;
-    s->d_up  = given->d_up;
-    s->type  = given->type;
-    if (!s->rows) s->rows = 4 * s->vocab;
-}
-
-static void check_shape(const shape *s) {
-    if (s->dim % s->heads || s->dim / s->heads % 2) cli_usage("--dim must be an even multiple of --heads");
-    if (s->heads % s->kv_heads) cli_usage("--heads must be a multiple of --kv-heads");
-    if (s->lookups > s->blocks)
-        cli_usage("--lookups: there is one after each of the %" PRIu32 " blocks at most", s->blocks);
-    if (s->lookups && (s->rows < s->vocab || s->rows > (uint64_t)s->vocab * s->k || s->rows > INT32_MAX))
-        cli_usage("--rows %" PRIu32 ": from one to --k for each of the %" PRIu32 " tokens is right", s->rows, s->vocab);
-}
-
 static const char *parse(settings *s, int argc, char **argv) {
     const char *path      = NULL;
-    shape       given     = {.lookups = UINT32_MAX};
     cli_option  options[] = {
          {"-j", CLI_TEXT, &s->threads, "THREADS,...", "numbers of threads (what generate would take)", 0, 0},
          {"-p", CLI_TEXT, &s->prompts, "TOKENS,...", "lengths of the prompt (128)", 0, 0},
@@ -63,23 +37,7 @@ static const char *parse(settings *s, int argc, char **argv) {
          {"--cold", CLI_FLAG, &s->cold, "", "before each repetition the file leaves the system's cache", 0, 0},
          {"--no-lookup", CLI_FLAG, &s->without, "", "take turns with the same model having one row a token", 0, 0},
          {"--compare", CLI_TEXT, &s->peer, "COMMAND", "take turns with another program, see below", 0, 0},
-         {"--synthetic", CLI_CHOICE, &s->synthetic, shapes, "a random model of this size", 0, 0},
-         {"--dim", CLI_U32, &given.dim, "N", "... with this width instead", 1, 1 << 20},
-         {"--blocks", CLI_U32, &given.blocks, "N", "... decoder blocks", 1, 1000},
-         {"--ffn", CLI_U32, &given.ffn, "N", "... width of the feed-forward", 1, 1 << 20},
-         {"--heads", CLI_U32, &given.heads, "N", "... attention heads", 1, 1 << 16},
-         {"--kv-heads", CLI_U32, &given.kv_heads, "N", "... heads of keys and values", 1, 1 << 16},
-         {"--vocab", CLI_U32, &given.vocab, "N", "... tokens", 1, 1 << 24},
-         {"--lookups", CLI_U32, &given.lookups, "N", "lookup layers (2)", 0, 1000},
-         {"--rows", CLI_U32, &given.rows, "N", "rows of each (4 a token)", 1, 0},
-         {"--k", CLI_U32, &given.k, "N", "rows of a token at most (512)", 1, 0},
-         {"--d-emb", CLI_U32, &given.d_emb, "N", "width of values (none: keys are the values)", 1, 1 << 20},
-         {"--d-up", CLI_U32, &given.d_up, "N", "width after W_up (twice the model's)", 1, 1 << 20},
-         {"--tokenizer", CLI_TEXT, &s->tokenizer, "TOK.gguf", "... with this vocabulary, so that --text works", 0, 0},
-         {"--alloc", CLI_TEXT, &s->alloc, "ALLOC.gguf", "... with these rows for each token (as Zipf would have them)",
-          0, 0},
-         {"--type", CLI_CHOICE, &given.type, types, "type of weights and rows (q8_0)", 0, 0},
-         {"-o", CLI_TEXT, &s->output, "FILE", "keep the synthetic model here", 0, 0},
+         BENCH_MODEL_OPTIONS(&s->model, "q8_0"),
          {"--json", CLI_FLAG, &s->json, "", "print one JSON object", 0, 0},
          {0},
     };
@@ -89,63 +47,11 @@ static const char *parse(settings *s, int argc, char **argv) {
         "--compare: COMMAND runs once a repetition, with {model}, {threads}, {prompt} and {tokens} filled in; the\n"
         "last line that it prints is to be tokens a second: of the prompt and of decoding, or only of decoding.",
         options};
-    s->synthetic = -1;
     const int n  = cli_parse(&program, argc, argv, &path, 1);
     s->n_threads = s->threads ? cli_list("-j", s->threads, 0, 64, s->thread_list, LIST) : 1;
     s->n_prompts = s->prompts ? cli_list("-p", s->prompts, 1, 1 << 24, s->prompt_list, LIST) : 1;
     if (!s->prompts) s->prompt_list[0] = 128;
-    if (n + (s->synthetic >= 0) != 1) cli_usage("either a model or --synthetic is expected: l3-bench MODEL [options]");
-    if (s->synthetic < 0 && (s->output || s->tokenizer || s->alloc))
-        cli_usage("-o, --tokenizer and --alloc are for --synthetic");
-    if (s->synthetic < 0) return path;
-    if (s->text && !s->tokenizer) cli_usage("--text with --synthetic needs --tokenizer");
-    s->shape = known_shapes[s->synthetic];
-    override_shape(&s->shape, &given);
-    if (s->setup.context > s->shape.context) s->shape.context = s->setup.context;
-    return NULL;
-}
-
-/* ---- models that are made for a measurement ---- */
-
-/* A name for a model in $TMPDIR that is removed when the program ends. */
-static char *temporary_name(const char *what) {
-    static const char *const variables[] = {"TMPDIR", "TMP", "TEMP"};
-    const char              *folder      = "/tmp";
-    for (size_t i = 3; i-- > 0;) folder = getenv(variables[i]) && *getenv(variables[i]) ? getenv(variables[i]) : folder;
-    const size_t room = strlen(folder) + 64;
-    char        *path = (char *)cli_malloc(room);
-    snprintf(path, room, "%s/l3-bench-%s%" PRIu64 ".gguf", folder, what, cli_process());
-    cli_add_temporary(path);
-    return path;
-}
-
-/* The tokenizer and the rows that a synthetic model gets. */
-static void dress_shape(settings *s) {
-    static cli_engine tokenizer, alloc;
-    if (s->tokenizer) {
-        cli_open_file(&tokenizer, s->tokenizer, 1);
-        if (!tokenizer.info->has_tokenizer) cli_fail("%s: it has no tokenizer that is known here", s->tokenizer);
-        s->shape.tokenizer = &tokenizer;
-        s->shape.vocab     = tokenizer.info->vocab;
-    }
-    if (s->alloc) {
-        cli_open_file(&alloc, s->alloc, 1);
-        const l3_lookup *l = l3_model_lookup(alloc.model, 0, NULL);
-        if (!l) cli_fail("%s: it has no rows; an allocation or an L3 model is expected", s->alloc);
-        if (s->tokenizer) allocation_check_tokenizer(&alloc, tokenizer.model);
-        s->shape.vocab   = l->vocab;
-        s->shape.rows    = l->row_count;
-        s->shape.k       = l->max_rows;
-        s->shape.offsets = cli_offsets(l);
-    }
-    check_shape(&s->shape);
-}
-
-static const char *make_synthetic(settings *s) {
-    const char *path = s->output ? s->output : temporary_name("");
-    dress_shape(s);
-    write_synthetic(&s->shape, path);
-    free(s->shape.offsets);
+    choose_shape(&s->model, n, s->text, s->setup.context);
     return path;
 }
 
@@ -180,28 +86,6 @@ static void sum_piece(void *arg, uint32_t piece) {
         e += p[4], f += p[5], g += p[6], h += p[7];
     }
     job->sums[piece] = a + b + c + d + e + f + g + h;
-}
-
-/* Bytes of a tensor that decoding a token looks at, without rows of tables. */
-static uint64_t active_bytes(const l3_model *model, const char *name, const l3_tensor *t) {
-    const bool embedding = cli_has(name, "token_embd") && !l3_model_info(model)->tied_head;
-    if (cli_has(name, ".lookup_rows") || t->type == L3_I32) return 0;
-    return l3_row_bytes(t->type, t->cols) * (embedding ? 1 : t->rows);
-}
-
-static double weight_bytes(const l3_model *model) {
-    char             name[64];
-    const l3_tensor *t;
-    double           sum = 0;
-    for (uint32_t i = 0; (t = l3_model_tensor(model, i, name)) != NULL; i++)
-        sum += (double)active_bytes(model, name, t);
-    return sum;
-}
-
-/* What attention reads of the KV cache for a token at this position, in bytes. */
-static double kv_bytes(const cli_engine *e, double position) {
-    const l3_info *info = e->info;
-    return 2.0 * (double)l3_row_bytes(e->config.kv_type, info->n_kv_heads * info->head_dim) * info->n_blocks * position;
 }
 
 /* The active weights in pieces. */
@@ -249,36 +133,6 @@ static double measure_floor(const cli_engine *e) {
 }
 
 /* ---- measuring ---- */
-
-typedef struct series {
-    double   values[REPETITIONS];
-    uint32_t n;
-} series;
-
-static void add(series *s, double value) { s->values[s->n++] = value; }
-
-static int compare(const void *a, const void *b) {
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-/* Of a copy: the order in which values came pairs those of one repetition. */
-static series sorted(const series *s) {
-    series copy = *s;
-    qsort(copy.values, copy.n, sizeof copy.values[0], compare);
-    return copy;
-}
-
-static double median(const series *s) {
-    const series x = sorted(s);
-    return x.n ? (x.values[(x.n - 1) / 2] + x.values[x.n / 2]) / 2 : NAN;
-}
-
-static series ratios(const series *a, const series *b) {
-    series r = {.n = a->n < b->n ? a->n : b->n};
-    for (uint32_t i = 0; i < r.n; i++) r.values[i] = a->values[i] / b->values[i];
-    return r;
-}
 
 typedef struct result {
     uint32_t threads, prompt, context;
@@ -361,7 +215,7 @@ static void repeat_once(stand *b, const int32_t *ids, uint32_t steps, result *r)
     r->rows    = (double)(now->row_bytes_read - before->row_bytes_read) / tokens;
     r->weights = (double)(now->weight_bytes_read - before->weight_bytes_read) / tokens;
     r->needed  = weight_bytes(e->model) / b->n + (double)(now->row_bytes_asked - before->row_bytes_asked) / tokens +
-                kv_bytes(e, r->prompt + (steps + 1) / 2.0);
+                kv_bytes(e->info, e->config.kv_type, r->prompt + (steps + 1) / 2.0);
     r->hits = now->lookups > before->lookups
                   ? (double)(now->cache_hits - before->cache_hits) / (double)(now->lookups - before->lookups)
                   : 0;
@@ -380,41 +234,14 @@ static void repeat_plain(stand *b, const int32_t *ids, uint32_t steps, result *r
 
 /* ---- another program ---- */
 
-/* The command with {model}, {threads}, {prompt} and {tokens} filled in, in malloc memory. */
-static char *peer_command(const settings *s, const char *path, const result *r) {
-    char              number[3][16];
-    const char *const names[]  = {"{model}", "{threads}", "{prompt}", "{tokens}"};
-    const char *const values[] = {path, number[0], number[1], number[2]};
-    char             *command = (char *)cli_malloc(strlen(s->peer) * (strlen(path) + 16) + 1), *to = command;
+static void repeat_peer(const settings *s, const char *path, result *r) {
+    char number[3][16];
     snprintf(number[0], sizeof number[0], "%" PRIu32, r->threads);
     snprintf(number[1], sizeof number[1], "%" PRIu32, r->prompt);
     snprintf(number[2], sizeof number[2], "%" PRIu32, s->tokens);
-    for (const char *at = s->peer; *at;) {
-        size_t i = 0;
-        while (i < 4 && strncmp(at, names[i], strlen(names[i])) != 0) i++;
-        if (i == 4) *to++ = *at++;
-        else to += sprintf(to, "%s", values[i]), at += strlen(names[i]);
-    }
-    *to = '\0';
-    return command;
-}
-
-static void repeat_peer(const settings *s, const char *path, result *r) {
-    char   line[1024], last[1024] = "";
-    double x, y;
-    char  *command = peer_command(s, path, r), rest;
-    FILE  *f       = cli_popen(command);
-    if (!f) cli_fail("--compare: %s cannot be run (%s)", command, strerror(errno));
-    while (fgets(line, sizeof line, f)) memcpy(last, line, sizeof last);
-    const int code = cli_pclose(f);
-    if (code) cli_fail("--compare: \"%s\" ended with code %d", command, code);
-    const int n = sscanf(last, "%lf %lf %c", &x, &y, &rest);
-    if (n != 1 && n != 2)
-        cli_fail("--compare: the last line is \"%.*s\"; one or two numbers are expected, tokens a second",
-                 (int)strcspn(last, "\r\n"), last);
-    if (n == 2) add(&r->peer_prefill, x);
-    add(&r->peer_decode, n == 2 ? y : x);
-    free(command);
+    const peer_word words[] = {
+        {"{model}", path}, {"{threads}", number[0]}, {"{prompt}", number[1]}, {"{tokens}", number[2]}};
+    run_peer(s->peer, words, 4, &r->peer_prefill, &r->peer_decode);
 }
 
 /* ---- cases ---- */
@@ -454,7 +281,6 @@ static void run_floor(const char *path, result *r) {
 /* n tokens: of the text, from its beginning again if it is short, or random ones. */
 static int32_t *choose_tokens(const settings *s, const char *path, uint32_t n) {
     cli_engine e;
-    cli_corpus c;
     uint64_t   state = 1;
     int32_t   *ids   = (int32_t *)cli_malloc(n * sizeof *ids);
     cli_open_model(&e, path, 0);
@@ -463,12 +289,7 @@ static int32_t *choose_tokens(const settings *s, const char *path, uint32_t n) {
         cli_fail("-p and -n need a context of %" PRIu32 "; there are %" PRIu32 ", and the model has %" PRIu32, n,
                  context, e.info->context);
     if (s->text) {
-        cli_read_corpus(&c, e.model, s->text);
-        for (size_t i = 0, d = 0, at = 0; i < n; i++, at++) {
-            while (at == c.lengths[d]) d = (d + 1) % c.n, at = 0;
-            ids[i] = c.ids[d][at];
-        }
-        cli_free_corpus(&c);
+        take_text(e.model, s->text, ids, n);
     } else {
         for (size_t i = 0; i < n; i++) ids[i] = (int32_t)(l3_random(&state) % e.info->vocab);
     }
@@ -479,21 +300,6 @@ static int32_t *choose_tokens(const settings *s, const char *path, uint32_t n) {
 /* ---- output ---- */
 
 static const char *const sources[] = {"map", "read", "ahead"};
-
-static void print_series(const char *name, const series *s, double scale, const char *unit) {
-    const series x = sorted(s);
-    if (x.n == 0) return;
-    printf("  %-13s %10.1f %s (%.1f to %.1f)\n", name, median(&x) * scale, unit, x.values[0] * scale,
-           x.values[x.n - 1] * scale);
-}
-
-/* Tokens a second of something else, and how many times as fast ours is. */
-static void print_other(const char *name, const series *own, const series *other) {
-    const series x = ratios(own, other), r = sorted(&x), o = sorted(other);
-    if (r.n == 0) return;
-    printf("  %-13s %10.1f tokens/s (%.1f to %.1f); this is %.3f times that (%.3f to %.3f)\n", name, median(&o),
-           o.values[0], o.values[o.n - 1], median(&r), r.values[0], r.values[r.n - 1]);
-}
 
 static void print_case(const settings *s, const result *r) {
     const double ideal = r->floor / r->needed;
@@ -516,26 +322,6 @@ static void print_case(const settings *s, const result *r) {
     if (r->floor > 0)
         printf("  %-13s %10.1f GB/s: %.1f tokens/s at %s a token; decode is %.0f%% of that\n", "memory floor",
                r->floor / 1e9, ideal, cli_bytes(r->needed), 100 * median(&r->decode) / ideal);
-}
-
-static void json_series(const char *name, const series *s, double scale, const char *unit) {
-    static const char *const parts[]  = {"", "_min", "_max"};
-    const series             x        = sorted(s);
-    const double             values[] = {median(&x), x.values[0], x.values[x.n ? x.n - 1 : 0]};
-    for (int i = 0; i < 3 && x.n; i++) {
-        char key[64];
-        snprintf(key, sizeof key, "%s%s%s", name, parts[i], unit);
-        cli_json_real(key, values[i] * scale);
-    }
-}
-
-static void json_other(const char *what, const char *part, const series *own, const series *other) {
-    char         name[64];
-    const series r = ratios(own, other);
-    snprintf(name, sizeof name, "%s_%s", what, part);
-    json_series(name, other, 1, "_tok_s");
-    snprintf(name, sizeof name, "%s_%s_ratio", what, part);
-    json_series(name, &r, 1, "");
 }
 
 static void json_case(const settings *s, const result *r, const char *type) {
@@ -571,15 +357,6 @@ static void json_case(const settings *s, const result *r, const char *type) {
     putchar('}');
 }
 
-/* The type of the model's largest kind of weights. */
-static const char *weight_type(const l3_model *model) {
-    char             name[64];
-    const l3_tensor *t;
-    for (uint32_t i = 0; (t = l3_model_tensor(model, i, name)) != NULL; i++)
-        if (cli_has(name, ".ffn_up")) return l3_type_name(t->type);
-    return "";
-}
-
 static void print_all(const settings *s, const char *path, result *results, uint32_t n) {
     cli_engine e;
     cli_open_model(&e, path, 0);
@@ -604,11 +381,11 @@ static void print_all(const settings *s, const char *path, result *results, uint
 }
 
 int main(int argc, char **argv) {
-    settings      s    = {.tokens = 64, .repetitions = 3, .sessions = 1};
+    settings      s    = {.model = BENCH_MODEL, .tokens = 64, .repetitions = 3, .sessions = 1};
     const char   *path = parse(&s, argc, argv), *plain = NULL;
     uint32_t      longest = 0;
     static result results[LIST * LIST];
-    if (!path) path = make_synthetic(&s);
+    if (!path) path = make_synthetic(&s.model);
     if (s.without) plain = make_without_tables(path);
     for (uint32_t i = 0; i < s.n_prompts; i++)
         if (s.prompt_list[i] > longest) longest = s.prompt_list[i];

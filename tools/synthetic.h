@@ -11,13 +11,15 @@ typedef struct shape {
     uint32_t    dim, blocks, ffn, heads, kv_heads, vocab;
     uint32_t    lookups, rows, k, d_emb, d_up; /* rows 0: 4 a token; d_emb 0: keys are the values; d_up 0: 2 dim */
     uint32_t    context;
+    uint32_t    after[2]; /* blocks that two lookup layers follow; {0, 0}: spread evenly, as any other number of them */
+    bool        unchecked; /* no checksums */
     int         type;      /* a choice */
     cli_engine *tokenizer; /* whose vocabulary it has, or NULL: none */
     int32_t    *offsets;   /* (vocab + 1,) of every lookup layer, or NULL: as Zipf would have them */
 } shape;
 
 static const char types[]  = "q8_0|q4_0|f16|bf16|f32";
-static const char shapes[] = "1.1B|110M";
+static const char shapes[] = "1.1B|110M|0.8B|1.5B|2.6B";
 
 static const l3_type tensor_types[] = {L3_Q8_0, L3_Q4_0, L3_F16, L3_BF16, L3_F32};
 
@@ -26,6 +28,17 @@ enum { SYNTHETIC_CONTEXT = 2048 };
 static const shape known_shapes[] = {
     {.name = "1.1B", 2048, 22, 5632, 32, 4, 32000, 2, 0, 512, .context = SYNTHETIC_CONTEXT}, /* as TinyLlama */
     {.name = "110M", 768, 12, 2048, 12, 12, 32000, 2, 0, 512, .context = SYNTHETIC_CONTEXT}, /* as stories110M */
+
+    /* The paper's sizes (arXiv 2601.21461): its vocabulary, rows, d_up and d_emb; its dense shapes are not told, so these
+     * are a Llama's with heads of 128. Millions of parameters that are read for a token, blocks (4 dim^2 + 3 dim ffn each) and
+     * head (dim vocab), without those of the lookup layers (d_up d_emb + dim (d_up + dim) each):
+     *     0.8B   18 * 28.3 + 276.5 =  786, and 2 * 10.7      1.5B   22 * 51.4 + 368.6 = 1499, and 2 * 15.7
+     *     2.6B   27 * 79.3 + 460.8 = 2602, and 2 * 21.2
+     * The embedding, of which a token reads one row, is as large as the head and not counted. Lookup layers follow blocks 4
+     * and 16 of the largest, as in the paper; of the others 4 and the one as far up. */
+    {.name = "0.8B", 1536, 18, 4096, 12, 12, 180000, 2, 710000, 512, 512, 4096, SYNTHETIC_CONTEXT, {4, 11}},
+    {.name = "1.5B", 2048, 22, 5632, 16, 16, 180000, 2, 710000, 512, 768, 4096, SYNTHETIC_CONTEXT, {4, 13}},
+    {.name = "2.6B", 2560, 27, 6912, 20, 20, 180000, 2, 710000, 512, 1024, 4096, SYNTHETIC_CONTEXT, {4, 16}},
 };
 
 static float random_unit(uint64_t *state) { return (float)(l3_random(state) >> 40) * (1.0f / 8388608.0f) - 1.0f; }
@@ -91,7 +104,10 @@ static void write_offsets(gguf_writer *w, const int32_t *offsets, uint32_t vocab
     free(bytes);
 }
 
-static uint32_t lookup_block(const shape *s, uint32_t i) { return (i + 1) * s->blocks / (s->lookups + 1); }
+static uint32_t lookup_block(const shape *s, uint32_t i) {
+    if (s->lookups == 2 && s->after[1] && s->after[1] < s->blocks) return s->after[i];
+    return (i + 1) * s->blocks / (s->lookups + 1);
+}
 static uint32_t value_length(const shape *s) { return s->d_emb ? s->d_emb : s->dim; }
 static uint32_t up_length(const shape *s) { return s->d_up ? s->d_up : 2 * s->dim; }
 
@@ -182,6 +198,7 @@ static void write_synthetic(shape *s, const char *path) {
     uint64_t    state = 1;
     int32_t    *zipf  = s->offsets ? NULL : (s->offsets = zipf_offsets(s));
     gguf_begin(&w, path);
+    w.unchecked = s->unchecked;
     write_keys(&w, s);
     each_model_tensor(&w, s, NULL);
     gguf_begin_data(&w);
@@ -193,7 +210,7 @@ static void write_synthetic(shape *s, const char *path) {
 
 /* ---- the same model without its tables ---- */
 
-static bool is_kept_without_tables(void *user, const l3_gguf_key *k) {
+static inline bool is_kept_without_tables(void *user, const l3_gguf_key *k) {
     static const char *const other[] = {"general.alignment", "l3.lookup.row_count", "l3.lookup.rows_per_token_max"};
     (void)user;
     for (size_t i = 0; i < sizeof other / sizeof *other; i++)
@@ -202,7 +219,7 @@ static bool is_kept_without_tables(void *user, const l3_gguf_key *k) {
 }
 
 /* The first row of each token; where it has none, the table's first. */
-static void write_first_rows(gguf_writer *w, const l3_lookup *l) {
+static inline void write_first_rows(gguf_writer *w, const l3_lookup *l) {
     const size_t         row     = (size_t)l3_row_bytes(l->rows.type, l->rows.cols);
     const unsigned char *rows    = (const unsigned char *)l->rows.data;
     int32_t             *offsets = cli_offsets(l);
@@ -211,21 +228,21 @@ static void write_first_rows(gguf_writer *w, const l3_lookup *l) {
     free(offsets);
 }
 
-static void write_one_each(gguf_writer *w, uint32_t vocab) {
+static inline void write_one_each(gguf_writer *w, uint32_t vocab) {
     int32_t *offsets = (int32_t *)cli_malloc(4 * ((uint64_t)vocab + 1));
     for (uint32_t t = 0; t <= vocab; t++) offsets[t] = (int32_t)t;
     write_offsets(w, offsets, vocab);
     free(offsets);
 }
 
-static const l3_lookup *lookup_of_rows(const l3_model *model, const l3_tensor *t) {
+static inline const l3_lookup *lookup_of_rows(const l3_model *model, const l3_tensor *t) {
     for (uint32_t i = 0; i < l3_model_info(model)->n_lookups; i++)
         if (l3_model_lookup(model, i, NULL)->rows.offset == t->offset) return l3_model_lookup(model, i, NULL);
     return NULL;
 }
 
 /* A copy of a mapped model in which every token has one row: what it would cost without large tables. */
-static void write_without_tables(const cli_engine *e, const char *path) {
+static inline void write_without_tables(const cli_engine *e, const char *path) {
     const uint32_t   vocab = e->info->vocab;
     gguf_writer      w;
     const l3_tensor *t;
@@ -248,6 +265,32 @@ static void write_without_tables(const cli_engine *e, const char *path) {
         else if (t->type == L3_I32) write_one_each(&w, vocab);
         else gguf_data(&w, t->data, (size_t)(l3_row_bytes(t->type, t->cols) * t->rows));
     }
+    gguf_end(&w);
+}
+
+/* ---- the same model without its lookup layers ---- */
+
+static inline bool is_kept_without_lookups(void *user, const l3_gguf_key *k) {
+    return strncmp(k->name, "l3.lookup.", 10) != 0 && is_kept_without_tables(user, k);
+}
+
+/* A copy of a mapped model without the lookup layers: the dense model that they were added to. For a measurement: it has no
+ * checksums. */
+static inline void write_dense(const cli_engine *e, const char *path) {
+    gguf_writer      w;
+    const l3_tensor *t;
+    char             name[64];
+    l3_source        source = e->file.source; /* read, not mapped */
+    source.map              = NULL;
+    gguf_begin(&w, path);
+    w.unchecked = true;
+    gguf_copy_keys(&w, e->path, &source, is_kept_without_lookups, NULL);
+    for (uint32_t i = 0; (t = l3_model_tensor(e->model, i, name)) != NULL; i++)
+        if (!cli_has(name, ".lookup_"))
+            gguf_tensor(&w, name, (l3_type)t->type, t->cols, gguf_is_vector(name) ? 0 : t->rows);
+    gguf_begin_data(&w);
+    for (uint32_t i = 0; (t = l3_model_tensor(e->model, i, name)) != NULL; i++)
+        if (!cli_has(name, ".lookup_")) gguf_data(&w, t->data, (size_t)(l3_row_bytes(t->type, t->cols) * t->rows));
     gguf_end(&w);
 }
 

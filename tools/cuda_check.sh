@@ -1,0 +1,165 @@
+#!/bin/sh
+# cuda_check.sh - everything that a machine with an NVIDIA GPU can tell about l3_cuda.cu, in one run of some minutes: it builds,
+# tests, looks for races and bad accesses, writes a text with the tables in each place, and measures models of the paper's
+# shapes. One short table comes last. What a machine has not got is skipped, and said so.
+#
+#     sh tools/cuda_check.sh
+#     SHAPES="0.8B 1.5B 2.6B" TYPES="f16 q8_0" sh tools/cuda_check.sh
+#
+# SHAPES     what to measure (0.8B); more of l3-bench-cuda --synthetic. They are written to TMPDIR: 10, 16 and 23 GB in F16
+# TYPES      types of their weights and rows (f16)
+# TABLES     places of tables (dense,device,host)
+# BATCHES    sequences at once (1,8,64,300); PROMPTS: lengths (128,512,2048); REPEAT: repetitions (3)
+# LIMIT      seconds for each shape and type (200)
+# TEST_LIMIT seconds for the tests and for each of the two checks by compute-sanitizer (60)
+# PEER       1: beside PyTorch, compiled (0); PYTHON: an interpreter that has it (python3)
+# ONLY       parts of: build tests sanitizer text speed (all)
+# BUILD      where programs are built (build); NVCC: the compiler. Without one, programs that are there already are used
+#
+# Ends with 1 if something that should work did not.
+# shellcheck disable=SC2317 # parts are called by their names
+set -u
+cd "$(dirname "$0")/.." || exit 1
+build=${BUILD:-build} only=${ONLY:-build tests sanitizer text speed} test_limit=${TEST_LIMIT:-60}
+model=examples/models/books-l3.gguf
+nvcc=${NVCC:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
+failed=0
+
+say() { echo "== $*"; }
+bad() {
+    echo "FAILED: $*"
+    failed=1
+}
+
+# ---- the machine ----
+
+has_gpu() {
+    command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q '^GPU'
+}
+
+if ! has_gpu; then
+    echo "skipped: no GPU"
+    exit 0
+fi
+has_nvcc() { command -v "$nvcc" >/dev/null 2>&1; }
+if ! has_nvcc && [ ! -x "$build/l3-bench-cuda" ]; then
+    echo "skipped: no nvcc"
+    exit 0
+fi
+work=$(mktemp -d) || exit 1
+trap 'rm -rf "$work"' EXIT
+trap 'exit 1' INT TERM
+start=$(date +%s)
+
+machine() {
+    nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,pcie.link.gen.max,pcie.link.width.max \
+        --format=csv,noheader | tr '\n' ';'
+    if has_nvcc; then "$nvcc" --version | sed -n 's/.*release \([0-9.]*\).*/ nvcc \1;/p' | tr -d '\n'; fi
+    echo " $(getconf _NPROCESSORS_ONLN) cores, $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)," \
+        "$(awk '/^MemTotal/ { printf "%.0f GB", $2 / 2^20 }' /proc/meminfo) of memory"
+}
+
+# Runs a command for so many seconds at most, its output in $work/log; says how it ended.
+limited() { # seconds, name, command ...
+    limit=$1 name=$2
+    shift 2
+    begin=$(date +%s)
+    timeout -k 10 "$limit" "$@" >"$work/log" 2>&1
+    rc=$?
+    took=$(($(date +%s) - begin))
+    case $rc in
+    0) say "$name: done in $took s" ;;
+    124 | 137) say "$name: not finished in $limit s, ended" ;;
+    *)
+        tail -n 30 "$work/log"
+        bad "$name, with code $rc after $took s"
+        ;;
+    esac
+    return "$rc"
+}
+
+# ---- parts ----
+
+do_build() {
+    if ! has_nvcc; then
+        say "skipped: no nvcc; $build/l3-bench-cuda and its like are what was built before"
+        return
+    fi
+    limited 300 "build" make cuda NVCC="$nvcc" B="$build" || {
+        bad "nothing was built"
+        touch "$work/stop"
+    }
+}
+
+do_tests() {
+    if [ ! -x "$build/tests/test_cuda_gpu" ]; then
+        bad "tests: $build/tests/test_cuda_gpu was not built"
+        return
+    fi
+    limited "$test_limit" "tests" "$build/tests/test_cuda_gpu"
+    tail -n 3 "$work/log"
+}
+
+sanitizer() {
+    command -v compute-sanitizer || ls "$(dirname "$nvcc")/compute-sanitizer" 2>/dev/null
+}
+
+do_sanitizer() {
+    check=$(sanitizer)
+    if [ -z "$check" ]; then
+        say "skipped: no compute-sanitizer"
+        return
+    fi
+    for tool in memcheck racecheck; do
+        limited "$test_limit" "$tool" "$check" --tool "$tool" --error-exitcode 9 "$build/tests/test_cuda_gpu"
+        grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$work/log" | tail -n 1
+    done
+}
+
+# The same text wherever the tables are, and how it sounds.
+do_text() {
+    for place in device host source; do
+        limited 60 "text, tables: $place" "$build/generate-cuda" "$model" -p "The old house" -n 60 -t 0 -s 1 --exact \
+            --tables "$place" --stats || return
+        sed '/^ended after /,$d' "$work/log" >"$work/text.$place"
+        cmp -s "$work/text.device" "$work/text.$place" || bad "the text with tables: $place is another"
+    done
+    cat "$work/log"
+}
+
+peer() { # shape
+    echo "${PYTHON:-python3} tools/peer_cuda.py --shape $1 --mode compiled --prompt {prompt} --tokens {tokens} --type {type}"
+}
+
+measure() { # shape, type
+    limit=${LIMIT:-200}
+    set -- "$1" "$2" env TMPDIR="$work" "$build/l3-bench-cuda" --synthetic "$1" --type "$2" --tables "${TABLES:-dense,device,host}" \
+        -b "${BATCHES:-1,8,64,300}" -p "${PROMPTS:-128,512,2048}" -r "${REPEAT:-3}" --limit $((limit * 2 / 3))
+    name="$1 $2"
+    if [ "${PEER:-0}" = 1 ]; then set -- "$@" --compare "$(peer "$1")"; fi
+    shift 2
+    limited "$limit" "$name" "$@"
+    cat "$work/log"
+    grep '^|' "$work/log" >>"$work/table"
+    rm -f "$work"/l3-bench-* # what one that was ended has left
+}
+
+do_speed() {
+    for shape in ${SHAPES:-0.8B}; do
+        for type in ${TYPES:-f16}; do measure "$shape" "$type"; done
+    done
+}
+
+# ---- all of it ----
+
+machine
+for part in $only; do
+    "do_$part"
+    [ ! -e "$work/stop" ] || break # nothing was built
+done
+say "all in $(($(date +%s) - start)) s"
+if [ -s "$work/table" ]; then
+    machine
+    awk '!/^\|(---|[^|]*model)/ || !seen[$0]++' "$work/table"
+fi
+exit $failed
