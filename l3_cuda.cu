@@ -172,6 +172,7 @@ L3_API int l3_cuda_get_stats(l3_cuda *gpu, l3_cuda_stats *stats, l3_error *err);
 #define L3__CU_FN   static __device__ __forceinline__
 #define L3__CU_HOST static L3__UNUSED
 
+/* A loop whose steps are written out, so that arrays stay in registers. */
 #if defined(__CUDACC__)
 #define L3__CU_UNROLL       _Pragma("unroll")
 #define L3__CU_TEXT(x)      #x
@@ -180,6 +181,7 @@ L3_API int l3_cuda_get_stats(l3_cuda *gpu, l3_cuda_stats *stats, l3_error *err);
 #define L3__CU_UNROLL
 #define L3__CU_UNROLL_BY(n)
 #endif
+#define L3__CU_EACH(i, n) L3__CU_UNROLL for (uint32_t i = 0; i < (n); i++)
 #ifndef CUDART_CB /* how the driver calls host functions */
 #define CUDART_CB
 #endif
@@ -419,8 +421,7 @@ template <int T> L3__CU_FN void l3__cu_four(const uint4 &w, uint32_t q, float v[
 template <int T>
 L3__CU_FN float l3__cu_dot(const uint4 &w, uint16_t scale, const float4 *x, uint32_t g, uint32_t groups, float sum) {
     float part = l3__cu_scaled(T) ? 0 : sum;
-    L3__CU_UNROLL
-    for (uint32_t q = 0; q < l3__cu_group<T>::n / 4; q++) {
+    L3__CU_EACH (q, l3__cu_group<T>::n / 4) {
         const float4 a = x[q * groups + g];
         float        v[4];
         l3__cu_four<T>(w, q, v);
@@ -555,21 +556,19 @@ template <int T, int N> __global__ void __launch_bounds__(256) l3__cu_matvec(l3_
         for (uint32_t g = lane; g < groups; g += 32 * L3__CU_AHEAD) {
             uint4    w[2][L3__CU_AHEAD];
             uint16_t scale[2][L3__CU_AHEAD];
-            L3__CU_UNROLL
-            for (uint32_t u = 0; u < L3__CU_AHEAD; u++)
+            L3__CU_EACH (u, L3__CU_AHEAD)
                 if (g + 32 * u < groups) {
                     w[0][u]     = l3__cu_load<T>(p.w, a, g0 + g + 32 * u);
                     w[1][u]     = l3__cu_load<T>(p.w, b, g0 + g + 32 * u);
                     scale[0][u] = l3__cu_load_scale<T>(p.w, a, g0 + g + 32 * u);
                     scale[1][u] = l3__cu_load_scale<T>(p.w, b, g0 + g + 32 * u);
                 }
-            L3__CU_UNROLL
-            for (uint32_t u = 0; u < L3__CU_AHEAD; u++)
-                if (g + 32 * u < groups) L3__CU_UNROLL
-            for (uint32_t i = 0; i < N; i++)
-                for (uint32_t r = 0; r < 2; r++)
-                    sum[r][i] = l3__cu_dot<T>(w[r][u], scale[r][u], (const float4 *)(shared + i * count), g + 32 * u,
-                                              groups, sum[r][i]);
+            L3__CU_EACH (u, L3__CU_AHEAD)
+                if (g + 32 * u < groups)
+                    L3__CU_EACH (i, N)
+                        for (uint32_t r = 0; r < 2; r++)
+                            sum[r][i] = l3__cu_dot<T>(w[r][u], scale[r][u], (const float4 *)(shared + i * count),
+                                                      g + 32 * u, groups, sum[r][i]);
         }
     }
     for (uint32_t i = 0; i < N; i++) {
@@ -734,32 +733,29 @@ template <int T, int M, int N> __global__ void __launch_bounds__(256) l3__cu_str
     const uint32_t                  warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const uint32_t                  row0 = blockIdx.x * 16 * M, first = blockIdx.y * 8 * N;
     float                           c[M][N][4];
-    for (uint32_t m = 0; m < M; m++)
-        for (uint32_t j = 0; j < N; j++)
-            for (uint32_t i = 0; i < 4; i++) c[m][j][i] = 0;
+    L3__CU_EACH (m, M)
+        L3__CU_EACH (j, N)
+            L3__CU_EACH (i, 4) c[m][j][i] = 0;
     L3__CU_UNROLL_BY(2)
     for (uint32_t k = warp; k < p.w.ld / (4 * E); k += 8) {
         uint4    w[M][2];
         uint16_t scale[M][2];
-        L3__CU_UNROLL
-        for (uint32_t m = 0; m < M; m++)
-            for (uint32_t h = 0; h < 2; h++) {
+        L3__CU_EACH (m, M)
+            L3__CU_EACH (h, 2) {
                 const uint32_t row = l3__cu_min(row0 + 16 * m + 8 * h + g, p.w.rows - 1);
                 w[m][h]            = l3__cu_load<T>(p.w, row, 4 * k + t);
                 scale[m][h]        = l3__cu_load_scale<T>(p.w, row, 4 * k + t);
             }
-        L3__CU_UNROLL
-        for (uint32_t s = 0; s < E / 8; s++) {
+        L3__CU_EACH (s, E / 8) {
             uint32_t a[M][2][4];
-            for (uint32_t m = 0; m < M; m++)
-                for (uint32_t h = 0; h < 2; h++) l3__cu_pairs<T>(w[m][h], scale[m][h], s, a[m][h]);
-            L3__CU_UNROLL
-            for (uint32_t j = 0; j < N; j++) {
+            L3__CU_EACH (m, M)
+                L3__CU_EACH (h, 2) l3__cu_pairs<T>(w[m][h], scale[m][h], s, a[m][h]);
+            L3__CU_EACH (j, N) {
                 const uint32_t position = l3__cu_min(first + 8 * j + g, p.n - 1);
                 const uint4    x        = *(const uint4 *)(q.x + (size_t)position * p.w.ld + (4 * k + t) * E + 8 * s);
                 const uint32_t b[4]     = {x.x, x.y, x.z, x.w};
-                for (uint32_t m = 0; m < M; m++)
-                    for (uint32_t i = 0; i < 2; i++) {
+                L3__CU_EACH (m, M)
+                    L3__CU_EACH (i, 2) {
                         const uint32_t f[4] = {a[m][0][2 * i], a[m][1][2 * i], a[m][0][2 * i + 1], a[m][1][2 * i + 1]};
                         l3__cu_mma<T == L3_BF16>(c[m][j], f, b + 2 * i);
                     }
@@ -772,16 +768,15 @@ template <int T, int M, int N> __global__ void __launch_bounds__(256) l3__cu_str
         float *mine = room + (size_t)(warp % half) * M * N * 128;
         __syncthreads();
         if (warp >= half && warp < 2 * half)
-            for (uint32_t i = 0; i < M * N * 4; i++) mine[i * 32 + lane] = (&c[0][0][0])[i];
+            L3__CU_EACH (i, M * N * 4) mine[i * 32 + lane] = (&c[0][0][0])[i];
         __syncthreads();
         if (warp < half)
-            for (uint32_t i = 0; i < M * N * 4; i++) (&c[0][0][0])[i] += mine[i * 32 + lane];
+            L3__CU_EACH (i, M * N * 4) (&c[0][0][0])[i] += mine[i * 32 + lane];
     }
     if (warp != 0) return;
-    for (uint32_t m = 0; m < M; m++)
-        for (uint32_t j = 0; j < N; j++)
-            for (uint32_t i = 0; i < 4; i++)
-                l3__cu_put(p, first + 8 * j + 2 * t + i % 2, row0 + 16 * m + g + i / 2 * 8, c[m][j][i]);
+    L3__CU_EACH (m, M)
+        L3__CU_EACH (j, N)
+            L3__CU_EACH (i, 4) l3__cu_put(p, first + 8 * j + 2 * t + i % 2, row0 + 16 * m + g + i / 2 * 8, c[m][j][i]);
 }
 
 #define L3__CU_TILE_ROWS 128u
@@ -802,39 +797,35 @@ template <int T, int P> __global__ void __launch_bounds__(256) l3__cu_tile(l3__c
     float          c[2][P / 16][4];
     uint4          w[W], x[X];
     uint16_t       scale[W];
-    for (uint32_t m = 0; m < 2; m++)
-        for (uint32_t j = 0; j < P / 16; j++)
-            for (uint32_t i = 0; i < 4; i++) c[m][j][i] = 0;
+    L3__CU_EACH (m, 2)
+        L3__CU_EACH (j, P / 16)
+            L3__CU_EACH (i, 4) c[m][j][i] = 0;
     for (uint32_t k = 0; k <= p.w.ld / L3__CU_TILE_K; k++) {
         __syncthreads(); /* the last columns are done with */
         if (k > 0) {
-            L3__CU_UNROLL
-            for (uint32_t i = 0; i < W; i++) {
+            L3__CU_EACH (i, W) {
                 const uint32_t at = threadIdx.x + 256 * i;
                 uint16_t      *to = ws + at / per_row * L3__CU_TILE_LD + at % per_row * E;
-                for (uint32_t s = 0; s < E / 8; s++) {
+                L3__CU_EACH (s, E / 8) {
                     uint32_t pairs[4];
                     l3__cu_pairs<T>(w[i], scale[i], s, pairs);
                     *(uint4 *)(to + 8 * s) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
                 }
             }
-            L3__CU_UNROLL
-            for (uint32_t i = 0; i < X; i++) {
+            L3__CU_EACH (i, X) {
                 const uint32_t at                                     = threadIdx.x + 256 * i;
                 *(uint4 *)(xs + at / 8 * L3__CU_TILE_LD + at % 8 * 8) = x[i];
             }
         }
         __syncthreads();
         if (k < p.w.ld / L3__CU_TILE_K) {
-            L3__CU_UNROLL
-            for (uint32_t i = 0; i < W; i++) {
+            L3__CU_EACH (i, W) {
                 const uint32_t at  = threadIdx.x + 256 * i;
                 const uint32_t row = l3__cu_min(row0 + at / per_row, p.w.rows - 1);
                 w[i]               = l3__cu_load<T>(p.w, row, k * per_row + at % per_row);
                 scale[i]           = l3__cu_load_scale<T>(p.w, row, k * per_row + at % per_row);
             }
-            L3__CU_UNROLL
-            for (uint32_t i = 0; i < X; i++) {
+            L3__CU_EACH (i, X) {
                 const uint32_t at       = threadIdx.x + 256 * i;
                 const uint32_t position = l3__cu_min(first + at / 8, p.n - 1);
                 x[i] = *(const uint4 *)(q.x + (size_t)position * p.w.ld + k * L3__CU_TILE_K + at % 8 * 8);
@@ -844,18 +835,17 @@ template <int T, int P> __global__ void __launch_bounds__(256) l3__cu_tile(l3__c
         L3__CU_UNROLL
         for (uint32_t kk = 0; kk < L3__CU_TILE_K; kk += 16) {
             uint32_t a[2][4], b[P / 32][4];
-            for (uint32_t m = 0; m < 2; m++)
-                l3__cu_tiles(a[m], ws + (wm + 16 * m + lane % 16) * L3__CU_TILE_LD + kk + lane / 16 * 8);
-            for (uint32_t j = 0; j < P / 32; j++)
+            L3__CU_EACH (m, 2) l3__cu_tiles(a[m], ws + (wm + 16 * m + lane % 16) * L3__CU_TILE_LD + kk + lane / 16 * 8);
+            L3__CU_EACH (j, P / 32)
                 l3__cu_tiles(b[j],
                              xs + (wn + 16 * j + lane / 16 * 8 + lane % 8) * L3__CU_TILE_LD + kk + lane / 8 % 2 * 8);
-            for (uint32_t m = 0; m < 2; m++)
-                for (uint32_t j = 0; j < P / 16; j++) l3__cu_mma<T == L3_BF16>(c[m][j], a[m], b[j / 2] + j % 2 * 2);
+            L3__CU_EACH (m, 2)
+                L3__CU_EACH (j, P / 16) l3__cu_mma<T == L3_BF16>(c[m][j], a[m], b[j / 2] + j % 2 * 2);
         }
     }
-    for (uint32_t m = 0; m < 2; m++)
-        for (uint32_t j = 0; j < P / 16; j++)
-            for (uint32_t i = 0; i < 4; i++)
+    L3__CU_EACH (m, 2)
+        L3__CU_EACH (j, P / 16)
+            L3__CU_EACH (i, 4)
                 l3__cu_put(p, first + wn + 8 * j + lane % 4 * 2 + i % 2, row0 + wm + 16 * m + lane / 4 + i / 2 * 8,
                            c[m][j][i]);
 }
@@ -1104,10 +1094,9 @@ template <int D> __global__ void __launch_bounds__(128) l3__cu_prefill_attend(l3
         keys[r * LD + k]  = l3__cu_to_f16(in ? l3__cu_query(a, first + r, head)[k] * scale : 0.0f);
     }
     __syncthreads();
-    for (uint32_t k = 0; k < D / 16; k++)
-        l3__cu_tiles(q[k], keys + (16 * warp + lane % 16) * LD + 16 * k + lane / 16 * 8);
-    for (uint32_t k = 0; k < D / 8; k++)
-        for (uint32_t i = 0; i < 4; i++) o[k][i] = 0;
+    L3__CU_EACH (k, D / 16) l3__cu_tiles(q[k], keys + (16 * warp + lane % 16) * LD + 16 * k + lane / 16 * 8);
+    L3__CU_EACH (k, D / 8)
+        L3__CU_EACH (i, 4) o[k][i] = 0;
     for (uint32_t t0 = 0; t0 <= last; t0 += L3__CU_QUERIES) {
         __syncthreads();
         for (uint32_t at = threadIdx.x; at < L3__CU_QUERIES * (D / 8); at += blockDim.x) {
@@ -1120,33 +1109,32 @@ template <int D> __global__ void __launch_bounds__(128) l3__cu_prefill_attend(l3
         }
         __syncthreads();
         float s[8][4];
-        for (uint32_t j = 0; j < 8; j++)
-            for (uint32_t i = 0; i < 4; i++) s[j][i] = 0;
-        L3__CU_UNROLL
-        for (uint32_t k = 0; k < D / 16; k++)
-            for (uint32_t j = 0; j < 4; j++) {
+        L3__CU_EACH (j, 8)
+            L3__CU_EACH (i, 4) s[j][i] = 0;
+        L3__CU_EACH (k, D / 16)
+            L3__CU_EACH (j, 4) {
                 uint32_t b[4];
                 l3__cu_tiles(b, keys + (16 * j + lane / 16 * 8 + lane % 8) * LD + 16 * k + lane / 8 % 2 * 8);
                 l3__cu_mma<false>(s[2 * j], q[k], b);
                 l3__cu_mma<false>(s[2 * j + 1], q[k], b + 2);
             }
-        for (uint32_t half = 0; half < 2; half++) { /* rows g and g + 8 */
+        L3__CU_EACH (half, 2) { /* rows g and g + 8 */
             const uint32_t own  = position0 + first + 16 * warp + g + 8 * half;
             float          peak = high[half];
-            for (uint32_t j = 0; j < 8; j++)
-                for (uint32_t i = 2 * half; i < 2 * half + 2; i++) {
-                    if (t0 + 8 * j + 2 * t + i % 2 > own) s[j][i] = L3__CU_MINUS_INFINITY;
-                    peak = fmaxf(peak, s[j][i]);
-                }
+            L3__CU_EACH (j, 8) L3__CU_UNROLL
+            for (uint32_t i = 2 * half; i < 2 * half + 2; i++) {
+                if (t0 + 8 * j + 2 * t + i % 2 > own) s[j][i] = L3__CU_MINUS_INFINITY;
+                peak = fmaxf(peak, s[j][i]);
+            }
             peak               = fmaxf(peak, __shfl_xor_sync(~0u, peak, 1));
             peak               = fmaxf(peak, __shfl_xor_sync(~0u, peak, 2));
             const float shrink = l3__cu_exp(high[half] - peak);
             high[half]         = peak;
             total[half] *= shrink;
-            for (uint32_t k = 0; k < D / 8; k++)
-                for (uint32_t i = 2 * half; i < 2 * half + 2; i++) o[k][i] *= shrink;
-            for (uint32_t j = 0; j < 8; j++)
-                for (uint32_t i = 2 * half; i < 2 * half + 2; i++) total[half] += s[j][i] = l3__cu_exp(s[j][i] - peak);
+            L3__CU_EACH (k, D / 8) L3__CU_UNROLL
+            for (uint32_t i = 2 * half; i < 2 * half + 2; i++) o[k][i] *= shrink;
+            L3__CU_EACH (j, 8) L3__CU_UNROLL
+            for (uint32_t i = 2 * half; i < 2 * half + 2; i++) total[half] += s[j][i] = l3__cu_exp(s[j][i] - peak);
         }
         L3__CU_UNROLL
         for (uint32_t j = 0; j < 4;
@@ -1155,7 +1143,7 @@ template <int D> __global__ void __launch_bounds__(128) l3__cu_prefill_attend(l3
                                    l3__cu_pair(s[2 * j][2], s[2 * j][3], false),
                                    l3__cu_pair(s[2 * j + 1][0], s[2 * j + 1][1], false),
                                    l3__cu_pair(s[2 * j + 1][2], s[2 * j + 1][3], false)};
-            for (uint32_t k = 0; k < D / 16; k++) {
+            L3__CU_EACH (k, D / 16) {
                 uint32_t b[4];
                 l3__cu_tiles_turned(b, values + (16 * j + lane / 8 % 2 * 8 + lane % 8) * LD + 16 * k + lane / 16 * 8);
                 l3__cu_mma<false>(o[2 * k], p, b);
@@ -1163,12 +1151,12 @@ template <int D> __global__ void __launch_bounds__(128) l3__cu_prefill_attend(l3
             }
         }
     }
-    for (uint32_t half = 0; half < 2; half++) {
+    L3__CU_EACH (half, 2) {
         const uint32_t i = first + 16 * warp + g + 8 * half;
         total[half] += __shfl_xor_sync(~0u, total[half], 1);
         total[half] += __shfl_xor_sync(~0u, total[half], 2);
         for (uint32_t k = 0; i < a.n && k < D / 8; k++)
-            for (uint32_t j = 0; j < 2; j++)
+            L3__CU_EACH (j, 2)
                 if (8 * k + 2 * t + j < a.head_dim)
                     a.out[((size_t)i * a.n_heads + head) * a.head_dim + 8 * k + 2 * t + j] =
                         o[k][2 * half + j] / total[half];
@@ -1240,11 +1228,11 @@ L3__CU_FN void l3__cu_sums(uint32_t *v, uint32_t n) {
     __syncthreads();
 }
 
-/* Units of staging that a token's rows take: none if they are hot or used where they are. */
+/* Units of staging that a token's rows take: none if they are hot, too many, or used where they are. */
 L3__CU_BOTH uint32_t l3__cu_units_of(const l3__cu_table &t, int32_t token, uint32_t first, uint32_t n) {
     if (!t.staging || n == 0 || (t.hot && t.hot[token] != L3__CU_NOWHERE)) return 0;
     const uint64_t bytes = (uint64_t)n * t.row_bytes;
-    if (bytes / 16 >= t.units) return t.units + 1; /* never fits */
+    if (bytes / 16 >= t.units) return 0;
     return l3__cu_units(t.gathered ? 0 : (uint64_t)(uintptr_t)t.rows + (uint64_t)first * t.row_bytes, bytes);
 }
 
@@ -1324,11 +1312,9 @@ __global__ void __launch_bounds__(256)
         const uint32_t at    = (uint32_t)(((const unsigned char *)to - table.staging) / 16 % threads);
         for (uint32_t u = (own + threads - at) % threads; u < units; u += 4 * threads) {
             uint4 v[4];
-            L3__CU_UNROLL
-            for (uint32_t k = 0; k < 4; k++)
+            L3__CU_EACH (k, 4)
                 if (u + k * threads < units) v[k] = from[u + k * threads];
-            L3__CU_UNROLL
-            for (uint32_t k = 0; k < 4; k++)
+            L3__CU_EACH (k, 4)
                 if (u + k * threads < units) to[u + k * threads] = v[k];
         }
     }
@@ -1367,8 +1353,7 @@ L3__CU_FN void l3__cu_row_scores(const l3__cu_rows_attention &a, const unsigned 
                 l3__cu_eight<L3_F32, true>(
                     (const unsigned char *)(a.query + (size_t)positions[p < n ? p : 0] * a.query_ld), k, a.query_ld,
                     q[p]);
-            L3__CU_UNROLL
-            for (uint32_t r = 0; r < L3__CU_TOGETHER; r++) {
+            L3__CU_EACH (r, L3__CU_TOGETHER) {
                 const uint32_t row = l3__cu_min(r0 + r, count - 1);
                 l3__cu_eight<T, ALIGNED>(rows + (size_t)row * a.row_bytes, k, a.key_length, v);
                 for (uint32_t i = 0; i < 8; i++) {
@@ -2559,6 +2544,8 @@ template <int T> static l3__cu_plan l3__cu_plan_of(uint32_t n) {
     if (n <= 8) return {l3__cu_stream<T, 1, 1>, 8, 16, 4 * 1 * 512};
     if (n <= 16) return {l3__cu_stream<T, 1, 2>, 16, 16, 4 * 2 * 512};
     if (n <= 32) return {l3__cu_stream<T, 2, 4>, 32, 32, 4 * 8 * 512};
+    if (n <= 64 && T == L3_Q4_0)
+        return {l3__cu_stream<T, 1, 8>, 64, 16, 4 * 8 * 512}; /* two would need too many registers */
     if (n <= 64) return {l3__cu_stream<T, 2, 8>, 64, 32, 4 * 16 * 512};
     return {l3__cu_tile<T, 128>, 128, L3__CU_TILE_ROWS, (L3__CU_TILE_ROWS + 128) * L3__CU_TILE_LD * sizeof(uint16_t)};
 }
