@@ -1859,10 +1859,10 @@ template <class T> static void l3__cu_take(l3__cu_arena *a, T **to, uint64_t cou
     a->used += count * sizeof(T);
 }
 
-/* The type that a tensor has on the device. */
+/* The type that a tensor has on the device. Q6_K is only read: it becomes the smallest type that holds its numbers well enough. */
 L3__CU_HOST int l3__cu_device_type(const l3_cuda *s, int type) {
-    if (type == L3_Q6_K || (type == L3_BF16 && !s->tensor_bf16)) return L3_F16;
-    return type;
+    if (type == L3_Q6_K) return s->config.mode == L3_EXACT ? L3_F32 : L3_F16;
+    return type == L3_BF16 && !s->tensor_bf16 ? L3_F16 : type;
 }
 
 /* Room for matrices below each other: of one type if they have it, else floats. */
