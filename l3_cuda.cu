@@ -530,45 +530,61 @@ L3__CU_FN void l3__cu_stage(const l3__cu_product &p, uint32_t first, uint32_t k0
     }
 }
 
-/* For N positions a block: each warp takes two rows and reads them once; lanes take groups in turn. Sums are made in the same
- * order whatever N is. Block: 256 threads. */
+/* Groups of two rows that are on their way. */
+template <int T> struct l3__cu_ahead {
+    uint4    w[2][L3__CU_AHEAD];
+    uint16_t scale[2][L3__CU_AHEAD];
+};
+
+/* Starts reading groups g, g + 32 ... of rows a and b, as far as they are below `end`. */
+template <int T>
+L3__CU_FN void l3__cu_read_ahead(l3__cu_ahead<T> *to, const l3__cu_matrix &m, uint32_t a, uint32_t b, uint32_t g,
+                                 uint32_t end) {
+    L3__CU_EACH (u, L3__CU_AHEAD) {
+        if (g + 32 * u >= end) continue;
+        to->w[0][u]     = l3__cu_load<T>(m, a, g + 32 * u);
+        to->w[1][u]     = l3__cu_load<T>(m, b, g + 32 * u);
+        to->scale[0][u] = l3__cu_load_scale<T>(m, a, g + 32 * u);
+        to->scale[1][u] = l3__cu_load_scale<T>(m, b, g + 32 * u);
+    }
+}
+
+/* For N positions a block: each warp takes two rows and reads them once; lanes take groups in turn. Weights are on their way
+ * while activations are still normalized. Sums are made in the same order whatever N is. Block: 256 threads. */
 template <int T, int N> __global__ void __launch_bounds__(256) l3__cu_matvec(l3__cu_product p) {
     extern __shared__ unsigned char l3__shared[];
     float                          *room = (float *)l3__shared, *shared = room + 32;
+    const uint32_t                  G = l3__cu_group<T>::n, all = p.w.ld / G;
     const uint32_t                  warp = threadIdx.x / 32, lane = threadIdx.x % 32, first = blockIdx.y * N;
     const uint32_t                  out_rows = p.gated ? p.w.rows / 2 : p.w.rows, step = p.gated ? 1 : 2;
     const uint32_t                  r0 = (blockIdx.x * 8 + warp) * step, r1 = p.gated ? r0 + out_rows : r0 + 1;
     const uint32_t                  a = l3__cu_min(r0, p.w.rows - 1), b = l3__cu_min(r1, p.w.rows - 1);
     const uint32_t                  chunk = l3__cu_min(L3__CU_CHUNK / N, p.w.ld);
+    l3__cu_ahead<T>                 ahead;
     float                           sum[2][N], rms[N];
+    l3__cu_read_ahead<T>(&ahead, p.w, a, b, lane, chunk / G);
     for (uint32_t i = 0; i < N; i++) {
         sum[0][i] = sum[1][i] = 0;
         rms[i]                = 1;
         if (p.normalize && first + i < p.n)
             rms[i] = l3__cu_rms(p.x + (size_t)(first + i) * p.x_ld, p.w.cols, p.epsilon, room);
     }
-    for (uint32_t k0 = 0; k0 < p.w.ld; k0 += chunk) {
-        const uint32_t count = l3__cu_min(chunk, p.w.ld - k0), groups = count / l3__cu_group<T>::n;
-        const uint32_t g0 = k0 / l3__cu_group<T>::n;
+    for (uint32_t k0 = 0; k0 < p.w.ld; k0 += chunk) { /* more than one chunk: every lane has groups in each */
+        const uint32_t count = l3__cu_min(chunk, p.w.ld - k0), groups = count / G, g0 = k0 / G;
         __syncthreads();
         l3__cu_stage<T, N>(p, first, k0, count, rms, shared);
         __syncthreads();
         for (uint32_t g = lane; g < groups; g += 32 * L3__CU_AHEAD) {
-            uint4    w[2][L3__CU_AHEAD];
-            uint16_t scale[2][L3__CU_AHEAD];
-            L3__CU_EACH (u, L3__CU_AHEAD)
-                if (g + 32 * u < groups) {
-                    w[0][u]     = l3__cu_load<T>(p.w, a, g0 + g + 32 * u);
-                    w[1][u]     = l3__cu_load<T>(p.w, b, g0 + g + 32 * u);
-                    scale[0][u] = l3__cu_load_scale<T>(p.w, a, g0 + g + 32 * u);
-                    scale[1][u] = l3__cu_load_scale<T>(p.w, b, g0 + g + 32 * u);
-                }
-            L3__CU_EACH (u, L3__CU_AHEAD)
-                if (g + 32 * u < groups)
-                    L3__CU_EACH (i, N)
-                        for (uint32_t r = 0; r < 2; r++)
-                            sum[r][i] = l3__cu_dot<T>(w[r][u], scale[r][u], (const float4 *)(shared + i * count),
-                                                      g + 32 * u, groups, sum[r][i]);
+            L3__CU_EACH (u, L3__CU_AHEAD) {
+                if (g + 32 * u >= groups) continue;
+                L3__CU_EACH (i, N)
+                    for (uint32_t r = 0; r < 2; r++)
+                        sum[r][i] = l3__cu_dot<T>(ahead.w[r][u], ahead.scale[r][u],
+                                                  (const float4 *)(shared + i * count), g + 32 * u, groups, sum[r][i]);
+            }
+            const uint32_t next = g + 32 * L3__CU_AHEAD;
+            if (next < groups) l3__cu_read_ahead<T>(&ahead, p.w, a, b, g0 + next, g0 + groups);
+            else l3__cu_read_ahead<T>(&ahead, p.w, a, b, g0 + groups + lane, l3__cu_min(g0 + groups + chunk / G, all));
         }
     }
     for (uint32_t i = 0; i < N; i++) {
@@ -1333,42 +1349,40 @@ typedef struct l3__cu_rows_attention {
     float    *out;      /* (n, value_length) */
 } l3__cu_rows_attention;
 
-#define L3__CU_TOGETHER \
-    4u /* positions of a token that share each read of its rows, and rows that share each read of them */
+/* Positions of a token that share each read of its rows; and rows of a warp. */
+#define L3__CU_TOGETHER 4u
 
-/* scores (L3__CU_TOGETHER, 32) of rows r0 ... r0 + count - 1 with up to L3__CU_TOGETHER positions. */
-template <int T, bool ALIGNED>
+/* Scores (P, 32) of `count` rows with n <= P positions: each warp has four rows, so that 8 warps have all. */
+template <int T, bool ALIGNED, int P>
 L3__CU_FN void l3__cu_row_scores(const l3__cu_rows_attention &a, const unsigned char *rows, uint32_t count,
                                  const uint32_t *positions, uint32_t n, float *scores) {
-    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    for (uint32_t r0 = warp * L3__CU_TOGETHER; r0 < count; r0 += 4 * L3__CU_TOGETHER) {
-        float sum[L3__CU_TOGETHER][L3__CU_TOGETHER], square[L3__CU_TOGETHER];
-        for (uint32_t r = 0; r < L3__CU_TOGETHER; r++) {
-            square[r] = 0;
-            for (uint32_t p = 0; p < L3__CU_TOGETHER; p++) sum[r][p] = 0;
-        }
-        for (uint32_t k = lane * 8; k < a.key_length; k += 256) {
-            float q[L3__CU_TOGETHER][8], v[8];
-            for (uint32_t p = 0; p < L3__CU_TOGETHER; p++) /* what is not there is the first once more */
-                l3__cu_eight<L3_F32, true>(
-                    (const unsigned char *)(a.query + (size_t)positions[p < n ? p : 0] * a.query_ld), k, a.query_ld,
-                    q[p]);
-            L3__CU_EACH (r, L3__CU_TOGETHER) {
-                const uint32_t row = l3__cu_min(r0 + r, count - 1);
-                l3__cu_eight<T, ALIGNED>(rows + (size_t)row * a.row_bytes, k, a.key_length, v);
-                for (uint32_t i = 0; i < 8; i++) {
-                    square[r] = fmaf(v[i], v[i], square[r]);
-                    for (uint32_t p = 0; p < L3__CU_TOGETHER; p++) sum[r][p] = fmaf(v[i], q[p][i], sum[r][p]);
-                }
+    const uint32_t r0 = threadIdx.x / 32 * L3__CU_TOGETHER, lane = threadIdx.x % 32;
+    float          sum[L3__CU_TOGETHER][P], square[L3__CU_TOGETHER];
+    if (r0 >= count) return;
+    L3__CU_EACH (r, L3__CU_TOGETHER) {
+        square[r] = 0;
+        L3__CU_EACH (p, P) sum[r][p] = 0;
+    }
+    L3__CU_UNROLL_BY(2)
+    for (uint32_t k = lane * 8; k < a.key_length; k += 256) {
+        float q[P][8], v[L3__CU_TOGETHER][8];
+        L3__CU_EACH (r, L3__CU_TOGETHER) /* what is not there is the last once more */
+            l3__cu_eight<T, ALIGNED>(rows + (size_t)l3__cu_min(r0 + r, count - 1) * a.row_bytes, k, a.key_length, v[r]);
+        L3__CU_EACH (p, P)
+            l3__cu_eight<L3_F32, true>((const unsigned char *)(a.query + (size_t)positions[p < n ? p : 0] * a.query_ld),
+                                       k, a.query_ld, q[p]);
+        L3__CU_EACH (r, L3__CU_TOGETHER)
+            L3__CU_EACH (i, 8) {
+                square[r] = fmaf(v[r][i], v[r][i], square[r]);
+                L3__CU_EACH (p, P) sum[r][p] = fmaf(v[r][i], q[p][i], sum[r][p]);
             }
-        }
-        for (uint32_t r = 0; r < L3__CU_TOGETHER; r++) {
-            float scale = a.score_scale;
-            if (a.key_norm) scale *= 1.0f / sqrtf(l3__cu_warp_sum(square[r]) / (float)a.key_length + a.epsilon);
-            for (uint32_t p = 0; p < L3__CU_TOGETHER; p++) {
-                const float s = l3__cu_warp_sum(sum[r][p]);
-                if (lane == 0 && r0 + r < count) scores[p * 32 + r0 + r] = s * scale;
-            }
+    }
+    L3__CU_EACH (r, L3__CU_TOGETHER) {
+        float scale = a.score_scale;
+        if (a.key_norm) scale *= 1.0f / sqrtf(l3__cu_warp_sum(square[r]) / (float)a.key_length + a.epsilon);
+        L3__CU_EACH (p, P) {
+            const float s = l3__cu_warp_sum(sum[r][p]);
+            if (lane == 0 && r0 + r < count) scores[p * 32 + r0 + r] = s * scale;
         }
     }
 }
@@ -1390,12 +1404,50 @@ L3__CU_FN void l3__cu_row_softmax(float *scores, uint32_t count, bool begins, fl
     peak[p]   = high;
 }
 
-/* A block: some rows of one token for all positions that have it, keys and values read once for L3__CU_TOGETHER of them. The
- * last block of a token puts the parts together. Block: 128 threads; grid: (splits, n). */
-template <int T, bool ALIGNED> __global__ void __launch_bounds__(128) l3__cu_attend_rows(l3__cu_rows_attention a) {
+/* Values of `count` rows, weighed by exponentials, are added to the partial sums of n <= P positions: eight columns a thread;
+ * where half of the threads are enough for that, the others take every second row. room: (P, value_length) floats then. */
+template <int T, bool ALIGNED, int P>
+L3__CU_FN void l3__cu_weigh_rows(const l3__cu_rows_attention &a, const unsigned char *rows, uint32_t count,
+                                 const uint32_t *positions, uint32_t n, uint32_t split, bool begins,
+                                 const float *scores, const float *shrink, float *room) {
+    const uint32_t teams = a.value_length <= 1024 ? 2 : 1, threads = blockDim.x / teams, team = threadIdx.x / threads;
+    for (uint32_t k0 = 0; k0 < a.value_length; k0 += 8 * threads) {
+        const uint32_t k = k0 + threadIdx.x % threads * 8;
+        float          sum[P][8];
+        L3__CU_EACH (p, P)
+            L3__CU_EACH (i, 8) sum[p][i] = 0;
+        L3__CU_UNROLL_BY(4)
+        for (uint32_t j = team; k < a.value_length && j < count; j += teams) {
+            float v[8];
+            l3__cu_eight<T, ALIGNED>(rows + (size_t)j * a.row_bytes + a.value_at, k, a.value_length, v);
+            L3__CU_EACH (p, P)
+                L3__CU_EACH (i, 8) sum[p][i] = fmaf(scores[p * 32 + j], v[i], sum[p][i]);
+        }
+        if (teams == 2) {
+            L3__CU_EACH (p, P)
+                L3__CU_EACH (i, 8)
+                    if (team == 1 && k + i < a.value_length) room[p * a.value_length + k + i] = sum[p][i];
+            __syncthreads();
+        }
+        L3__CU_EACH (p, P) {
+            if (team != 0 || p >= n) continue;
+            float *to = a.partials + ((size_t)positions[p] * a.splits + split) * (a.value_length + 2) + k;
+            L3__CU_EACH (i, 8) {
+                if (k + i >= a.value_length) continue;
+                const float v = teams == 2 ? sum[p][i] + room[p * a.value_length + k + i] : sum[p][i];
+                to[i]         = begins ? v : fmaf(to[i], shrink[p], v);
+            }
+        }
+    }
+}
+
+/* A block: some rows of one token for all positions that have it, keys and values read once for P of them. The last block of a
+ * token puts the parts together. Sums are made in the same order whatever P is. Block: 256 threads; grid: (splits, n). */
+template <int T, bool ALIGNED, int P>
+__global__ void __launch_bounds__(256) l3__cu_attend_rows(l3__cu_rows_attention a) {
     extern __shared__ unsigned char l3__shared[];
-    float         *scores = (float *)l3__shared, *peak = scores + L3__CU_TOGETHER * 32, *total = peak + L3__CU_TOGETHER;
-    float         *shrink = total + L3__CU_TOGETHER;
+    float         *scores = (float *)l3__shared, *peak = scores + P * 32, *total = peak + P, *shrink = total + P;
+    float         *room  = shrink + P + 1;
     const uint32_t group = blockIdx.y, split = blockIdx.x;
     if (group >= *a.n_groups) return;
     const l3__cu_rows r     = a.rows[group];
@@ -1405,32 +1457,18 @@ template <int T, bool ALIGNED> __global__ void __launch_bounds__(128) l3__cu_att
         for (uint32_t at = threadIdx.x; at < (r.end - r.begin) * a.value_length; at += blockDim.x)
             a.out[(size_t)a.order[r.begin + at / a.value_length] * a.value_length + at % a.value_length] = 0;
     if (begin >= r.n) return;
-    for (uint32_t p0 = r.begin; p0 < r.end; p0 += L3__CU_TOGETHER) {
-        const uint32_t n = l3__cu_min(L3__CU_TOGETHER, r.end - p0);
+    for (uint32_t p0 = r.begin; p0 < r.end; p0 += P) {
+        const uint32_t n = l3__cu_min(P, r.end - p0);
         for (uint32_t row = begin; row < end; row += 32) {
             const uint32_t       count = l3__cu_min(32, end - row);
             const unsigned char *rows  = r.rows + (size_t)row * a.row_bytes;
             __syncthreads();
-            l3__cu_row_scores<T, ALIGNED>(a, rows, count, a.order + p0, n, scores);
+            l3__cu_row_scores<T, ALIGNED, P>(a, rows, count, a.order + p0, n, scores);
             __syncthreads();
-            l3__cu_row_softmax(scores, count, row == begin, peak, total, shrink);
+            if (threadIdx.x / 32 < P) l3__cu_row_softmax(scores, count, row == begin, peak, total, shrink);
             __syncthreads();
-            for (uint32_t k = threadIdx.x * 8; k < a.value_length; k += 8 * blockDim.x) {
-                float sum[L3__CU_TOGETHER][8], v[8];
-                for (uint32_t p = 0; p < L3__CU_TOGETHER; p++)
-                    for (uint32_t i = 0; i < 8; i++) sum[p][i] = 0;
-                L3__CU_UNROLL_BY(4)
-                for (uint32_t j = 0; j < count; j++) {
-                    l3__cu_eight<T, ALIGNED>(rows + (size_t)j * a.row_bytes + a.value_at, k, a.value_length, v);
-                    for (uint32_t p = 0; p < L3__CU_TOGETHER; p++)
-                        for (uint32_t i = 0; i < 8; i++) sum[p][i] = fmaf(scores[p * 32 + j], v[i], sum[p][i]);
-                }
-                for (uint32_t p = 0; p < n; p++) {
-                    float *to = a.partials + ((size_t)a.order[p0 + p] * a.splits + split) * part + k;
-                    for (uint32_t i = 0; i < 8 && k + i < a.value_length; i++)
-                        to[i] = row == begin ? sum[p][i] : fmaf(to[i], shrink[p], sum[p][i]);
-                }
-            }
+            l3__cu_weigh_rows<T, ALIGNED, P>(a, rows, count, a.order + p0, n, split, row == begin, scores, shrink,
+                                             room);
         }
         if (threadIdx.x < n) {
             float *to = a.partials + ((size_t)a.order[p0 + threadIdx.x] * a.splits + split) * part + a.value_length;
@@ -1438,12 +1476,14 @@ template <int T, bool ALIGNED> __global__ void __launch_bounds__(128) l3__cu_att
         }
     }
     const uint32_t blocks = l3__cu_ceil(r.n, a.rows_split);
-    if (!l3__cu_last(a.arrived + group, blocks, (uint32_t *)(shrink + L3__CU_TOGETHER))) return;
+    if (!l3__cu_last(a.arrived + group, blocks, (uint32_t *)(shrink + P))) return;
     for (uint32_t p = r.begin; p < r.end; p++)
         l3__cu_merge(a.partials + (size_t)a.order[p] * a.splits * part, part, blocks, a.value_length,
                      a.out + (size_t)a.order[p] * a.value_length);
 }
-#define L3__CU_ATTEND_ROWS_SHARED (sizeof(float) * (L3__CU_TOGETHER * 35 + 1))
+L3__CU_BOTH size_t l3__cu_attend_rows_shared(uint32_t positions, uint32_t value_length) {
+    return sizeof(float) * (positions * (35 + (size_t)(value_length <= 1024 ? value_length : 0)) + 1);
+}
 
 /* What W_mix is multiplied with: norm(u), then x. */
 typedef struct l3__cu_mixing {
@@ -1800,15 +1840,15 @@ L3__CU_HOST int l3__cu_fail(l3_error *err, int code, int io, const char *format,
     return code;
 }
 
-/* Whether the device is lost with this error, whatever comes next. */
-L3__CU_HOST bool l3__cu_is_final(cudaError_t e) {
-    return cudaPeekAtLastError() != cudaSuccess && (cudaGetLastError(), cudaPeekAtLastError() != cudaSuccess) &&
-           e != cudaSuccess;
+/* Whether the device does not recover from the last error: then waiting for it fails, too. */
+L3__CU_HOST bool l3__cu_is_final(void) {
+    (void)cudaGetLastError();
+    return cudaDeviceSynchronize() != cudaSuccess;
 }
 
 L3__CU_HOST int l3__cu_error(l3_cuda *s, cudaError_t e, const char *what, l3_error *err) {
     if (e == cudaSuccess) return L3_OK;
-    if (s && e != cudaErrorMemoryAllocation && l3__cu_is_final(e)) s->broken = (int)e;
+    if (s && e != cudaErrorMemoryAllocation && l3__cu_is_final()) s->broken = (int)e;
     (void)cudaGetLastError();
     if (e == cudaErrorMemoryAllocation)
         return l3__cu_fail(err, L3_ERR_MEMORY, (int)e, "%s: there is too little memory", what);
@@ -2707,13 +2747,16 @@ L3__CU_HOST void l3__cu_run_lookup(l3_cuda *s, uint32_t i, const l3__cu_pass *pa
     a.out          = s->sums;
     if (pass->trace) l3__cu_note(s, cudaEventRecord(s->events[2 + 2 * i], s->main));
     l3__cu_note(s, cudaStreamWaitEvent(s->main, s->events[3 + 2 * i], 0));
-    const dim3 grid(s->row_splits, n);
-    if (l3__cu_rows_aligned(l))
-        l3__cu_launch(s, grid, 128, L3__CU_ATTEND_ROWS_SHARED,
-                      L3__CU_BY_TYPE(y->rows.type, l3__cu_attend_rows, L3__CU_COMMA true), a);
-    else
-        l3__cu_launch(s, grid, 128, L3__CU_ATTEND_ROWS_SHARED,
-                      L3__CU_BY_TYPE(y->rows.type, l3__cu_attend_rows, L3__CU_COMMA false), a);
+    const dim3     grid(s->row_splits, n);
+    const uint32_t together = n == 1 ? 1 : L3__CU_TOGETHER;
+    const size_t   shared   = l3__cu_attend_rows_shared(together, y->value_length);
+    const bool     aligned  = l3__cu_rows_aligned(l);
+    l3__cu_launch(s, grid, 256, shared,
+                  n == 1 && aligned ? L3__CU_BY_TYPE(y->rows.type, l3__cu_attend_rows, L3__CU_COMMA true L3__CU_COMMA 1)
+                  : n == 1  ? L3__CU_BY_TYPE(y->rows.type, l3__cu_attend_rows, L3__CU_COMMA false L3__CU_COMMA 1)
+                  : aligned ? L3__CU_BY_TYPE(y->rows.type, l3__cu_attend_rows, L3__CU_COMMA true L3__CU_COMMA 4)
+                            : L3__CU_BY_TYPE(y->rows.type, l3__cu_attend_rows, L3__CU_COMMA false L3__CU_COMMA 4),
+                  a);
     if (l->up.rows) l3__cu_multiply(s, l3__cu_product_of(&l->up, s->sums, y->value_length, n, s->up, up), false);
     l3__cu_mixing m = {
         l->up.rows ? s->up : s->sums, s->x, up, x->dim, l->up_norm, l->up_bias, y->layer_norm, y->norm_epsilon, s->mix};
