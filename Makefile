@@ -117,8 +117,8 @@ $(B)/tests/cuda/emulated.o: tests/cuda/emulated.cpp | $(B)/tests/cuda
 $(B)/tests/cuda/test_emulator: tests/cuda/test_emulator.cpp | $(B)/tests/cuda
 	$(CXXCOMPILE) -MF $@.d $< -o $@ $(LIBS)
 
-$(B)/tests/cuda/test_session: tests/cuda/test_session.c $(B)/tests/cuda/emulated.o $(B)/tests/make_model.o
-	$(COMPILE) -DL3_CUDA_EMULATED -MF $@.d $^ -o $@ $(LDFLAGS) -lstdc++ $(LIBS)
+$(B)/tests/cuda/test_session: tests/cuda/test_session.c $(B)/tests/cuda/emulated.o $(B)/tests/make_model.o | $(B)/tests/cuda
+	$(COMPILE) -DL3_CUDA_EMULATED -MF $@.d $< $(B)/tests/cuda/emulated.o $(B)/tests/make_model.o -o $@ $(LDFLAGS) -lstdc++ $(LIBS)
 
 $(B)/tests/fuzz_seeds $(B)/tests/long_alloc: $(B)/tests/%: tests/%.c $(B)/tests/make_model.o | $(B)/tests
 	$(COMPILE) -MF $@.d $< $(B)/tests/make_model.o -o $@ $(LDFLAGS) $(LIBS)
