@@ -143,7 +143,7 @@ $(B)/tests/cuda/emulated.o: tests/cuda/emulated.cpp | $(B)/tests/cuda
 $(B)/tests/cuda/test_emulator: tests/cuda/test_emulator.cpp | $(B)/tests/cuda
 	$(CXXCOMPILE) -MF $@.d $< -o $@ $(LIBS)
 
-$(B)/tests/cuda/test_session: tests/cuda/test_session.c $(B)/tests/cuda/emulated.o $(B)/tests/make_model.o
+$(B)/tests/cuda/test_session: tests/cuda/test_session.c $(B)/tests/cuda/emulated.o $(B)/tests/make_model.o | $(B)/tests/cuda
 	$(COMPILE) -DL3_CUDA_EMULATED -MF $@.d $< $(B)/tests/cuda/emulated.o $(B)/tests/make_model.o -o $@ $(LDFLAGS) -lstdc++ $(LIBS)
 
 $(B)/tests/cuda/generate-cuda: examples/generate_cuda.cu | $(B)/tests/cuda

@@ -26,7 +26,8 @@
  * NUMBERS   The same bits wherever tables lie, with graphs or without, and whatever the other sequences of a call hold. In
  *           L3_EXACT floats are multiplied and added as floats, in an order that depends on nothing else: the same bits however
  *           a text is split into calls and sequences into batches. In L3_FAST two or more positions at once go through tensor
- *           cores, with activations rounded to f16 (bf16 for BF16 weights) and sums in floats.
+ *           cores, with activations rounded to f16 (bf16 for BF16 weights) and sums in floats. Q6_K weights are kept as f16,
+ *           in L3_EXACT as floats.
  *
  * Sections: >>session, then the implementation: >>arithmetic >>types >>products >>tensor >>attention >>lookup >>choice
  *           >>device >>layout >>upload >>passes >>calls
@@ -459,6 +460,19 @@ L3__CU_FN void l3__cu_eight(const unsigned char *row, uint32_t i, uint32_t n, fl
             else l3__cu_nibbles4(word, i % 32 / 16 * 4, v + 4 * half);
         }
         for (uint32_t k = 0; k < 8; k++) v[k] *= scale;
+        return;
+    }
+    if (T == L3_Q6_K) { /* n is a multiple of 256; the file's own order of products, so that bits are the CPU's */
+        const unsigned char *block = row + (size_t)(i / 256) * 210;
+        const uint32_t       half = i / 128 % 2, quarter = i / 32 % 4, at = i % 32;
+        const unsigned char *ql = block + half * 64 + quarter % 2 * 32 + at, *qh = block + 128 + half * 32 + at;
+        const float          d = l3__cu_from_f16((uint16_t)l3__cu_u16(block + 208));
+        const float          scale =
+            l3__cu_mul(d, (float)(int8_t)block[192 + half * 8 + quarter * 2 + at / 16]); /* the same for all eight */
+        for (uint32_t k = 0; k < 8; k++) {
+            const uint32_t low = quarter < 2 ? ql[k] & 15 : ql[k] >> 4, high = qh[k] >> (2 * quarter) & 3;
+            v[k] = scale * (float)((int)(low | high << 4) - 32);
+        }
         return;
     }
     const uint32_t size = T == L3_F32 ? 4 : 2;
@@ -1248,7 +1262,7 @@ L3__CU_FN void l3__cu_sums(uint32_t *v, uint32_t n) {
 L3__CU_BOTH uint32_t l3__cu_units_of(const l3__cu_table &t, int32_t token, uint32_t first, uint32_t n) {
     if (!t.staging || n == 0 || (t.hot && t.hot[token] != L3__CU_NOWHERE)) return 0;
     const uint64_t bytes = (uint64_t)n * t.row_bytes;
-    if (bytes / 16 >= t.units) return 0;
+    if (bytes > (uint64_t)t.units * 16) return 0;
     return l3__cu_units(t.gathered ? 0 : (uint64_t)(uintptr_t)t.rows + (uint64_t)first * t.row_bytes, bytes);
 }
 
@@ -1784,7 +1798,7 @@ struct l3_cuda {
     uint64_t      *draws;     /* (sequences,) numbers that the generator has given */
     bool          *has;       /* (sequences,) logits */
     bool          *seen;      /* (sequences,) in this call */
-    uint32_t      *ranks;     /* (vocab,) tokens by how often they come */
+    uint64_t      *ranks;     /* (vocab,) tokens below how often they come: sorted, the most frequent first */
     bool          *is_hot;    /* (n_lookups, vocab), for L3_CUDA_SOURCE with hot rows; else NULL */
     int32_t       *distinct;  /* (batch,) */
     cudaEvent_t   *events;    /* (2 n_lookups + 2,): start, side begun, then wanted and there of each layer */
@@ -1840,15 +1854,15 @@ L3__CU_HOST int l3__cu_fail(l3_error *err, int code, int io, const char *format,
     return code;
 }
 
-/* Whether the device does not recover from the last error: then waiting for it fails, too. */
-L3__CU_HOST bool l3__cu_is_final(void) {
+/* Whether the device is lost: then whatever waits for it fails, however often the error is taken note of. */
+L3__CU_HOST bool l3__cu_is_lost(void) {
     (void)cudaGetLastError();
     return cudaDeviceSynchronize() != cudaSuccess;
 }
 
 L3__CU_HOST int l3__cu_error(l3_cuda *s, cudaError_t e, const char *what, l3_error *err) {
     if (e == cudaSuccess) return L3_OK;
-    if (s && e != cudaErrorMemoryAllocation && l3__cu_is_final()) s->broken = (int)e;
+    if (s && l3__cu_is_lost()) s->broken = (int)e;
     (void)cudaGetLastError();
     if (e == cudaErrorMemoryAllocation)
         return l3__cu_fail(err, L3_ERR_MEMORY, (int)e, "%s: there is too little memory", what);
@@ -1866,6 +1880,12 @@ L3__CU_HOST void l3__cu_note(l3_cuda *s, cudaError_t e) {
     if (s->failed == cudaSuccess) s->failed = e;
 }
 
+/* What is given to streams: nothing once something has failed, as what comes next would not wait for what is missing. */
+#define L3__CU_GIVE(s, call)                                      \
+    do {                                                          \
+        if ((s)->failed == cudaSuccess) l3__cu_note((s), (call)); \
+    } while (0)
+
 template <class... P, class... A>
 static void l3__cu_launch(l3_cuda *s, dim3 grid, uint32_t block, size_t shared, void (*kernel)(P...), A... arguments) {
     if (s->failed != cudaSuccess) return;
@@ -1877,12 +1897,16 @@ static void l3__cu_launch(l3_cuda *s, dim3 grid, uint32_t block, size_t shared, 
     l3__cu_note(s, cudaLaunchKernelEx(&c, kernel, arguments...));
 }
 
+L3__CU_HOST int l3__cu_check_device(const l3_cuda *s, l3_error *err) {
+    if (!s->broken) return L3_OK;
+    return l3__cu_fail(err, L3_ERR_DEVICE, s->broken, "the device was lost: %s",
+                       cudaGetErrorString((cudaError_t)s->broken));
+}
+
 /* Begins a call: the device is this thread's, and nothing has failed for good. */
 L3__CU_HOST int l3__cu_enter(l3_cuda *s, l3_error *err) {
-    if (s->broken)
-        return l3__cu_fail(err, L3_ERR_DEVICE, s->broken, "the device was lost: %s",
-                           cudaGetErrorString((cudaError_t)s->broken));
-    return l3__cu_error(s, cudaSetDevice(s->config.device), "choosing the device", err);
+    const int code = l3__cu_check_device(s, err);
+    return code == L3_OK ? l3__cu_error(s, cudaSetDevice(s->config.device), "choosing the device", err) : code;
 }
 
 /* >>layout --------------------------------------------------------------------------------------------------------- */
@@ -1902,7 +1926,7 @@ template <class T> static void l3__cu_take(l3__cu_arena *a, T **to, uint64_t cou
 /* The type that a tensor has on the device. Q6_K is only read: it becomes the smallest type that holds its numbers well enough. */
 L3__CU_HOST int l3__cu_device_type(const l3_cuda *s, int type) {
     if (type == L3_Q6_K) return s->config.mode == L3_EXACT ? L3_F32 : L3_F16;
-    return type == L3_BF16 && !s->tensor_bf16 ? L3_F16 : type;
+    return type == L3_BF16 && !s->tensor_bf16 && s->config.mode == L3_FAST ? L3_F16 : type;
 }
 
 /* Room for matrices below each other: of one type if they have it, else floats. */
@@ -2249,30 +2273,53 @@ L3__CU_HOST uint32_t l3__cu_offset(const unsigned char *bytes, uint32_t i) {
     return p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
 }
 
+/* Refuses offsets between which kernels must not read. */
+L3__CU_HOST int l3__cu_check_offsets(const l3_lookup *l, uint32_t token, uint32_t a, uint32_t b, l3_error *err) {
+    if (a <= b && b <= l->row_count) return L3_OK;
+    return l3__cu_fail(err, L3_ERR_FORMAT, 0, "rows %u to %u of token %u; the table has %u", a, b, token, l->row_count);
+}
+
 /* first row and number of rows of a token */
 L3__CU_HOST int l3__cu_token_rows(const l3_lookup *l, int32_t token, uint32_t *first, uint32_t *n, l3_error *err) {
     unsigned char two[8];
-    const int     code = l3__cu_read(&l->offsets, 4 * (uint64_t)token, 8, two, err);
-    *first             = code == L3_OK ? l3__cu_offset(two, 0) : 0;
-    *n                 = code == L3_OK ? l3__cu_offset(two, 1) - *first : 0;
+    int           code = l3__cu_read(&l->offsets, 4 * (uint64_t)token, 8, two, err);
+    if (code == L3_OK)
+        code = l3__cu_check_offsets(l, (uint32_t)token, l3__cu_offset(two, 0), l3__cu_offset(two, 1), err);
+    *first = code == L3_OK ? l3__cu_offset(two, 0) : 0;
+    *n     = code == L3_OK ? l3__cu_offset(two, 1) - *first : 0;
     return code;
+}
+
+/* How many rows each token has, called with one after the other. */
+typedef void (*l3__cu_count)(void *user, uint32_t token, uint32_t rows);
+
+L3__CU_HOST int l3__cu_each_token(const l3_lookup *l, l3__cu_count count, void *user, l3_error *err) {
+    unsigned char some[4 * 1025]; /* the offsets of 1024 tokens */
+    for (uint32_t t = 0; t < l->vocab; t += 1024) {
+        const uint32_t n    = l3__cu_min(1024, l->vocab - t);
+        int            code = l3__cu_read(&l->offsets, 4 * (uint64_t)t, 4 * ((size_t)n + 1), some, err);
+        for (uint32_t k = 0; code == L3_OK && k < n; k++) {
+            const uint32_t a = l3__cu_offset(some, k), b = l3__cu_offset(some, k + 1);
+            code = l3__cu_check_offsets(l, t + k, a, b, err);
+            if (code == L3_OK) count(user, t + k, b - a);
+        }
+        if (code != L3_OK) return code;
+    }
+    return L3_OK;
+}
+
+static void l3__cu_count_most(void *user, uint32_t token, uint32_t rows) {
+    uint32_t *most = (uint32_t *)user;
+    (void)token;
+    if (*most < rows) *most = rows;
 }
 
 /* Rows of the token with most, over all layers. */
 L3__CU_HOST int l3__cu_find_most_rows(l3_cuda *s, l3_error *err) {
-    unsigned char some[4 * 1025]; /* the offsets of 1024 tokens */
-    for (uint32_t i = 0; i < s->info.n_lookups; i++)
-        for (uint32_t t = 0; t < s->info.vocab; t += 1024) {
-            const uint32_t n    = l3__cu_min(1024, s->info.vocab - t);
-            const int      code = l3__cu_read(&l3_model_lookup(s->model, i, NULL)->offsets, 4 * (uint64_t)t,
-                                              4 * ((size_t)n + 1), some, err);
-            if (code != L3_OK) return code;
-            for (uint32_t k = 0; k < n; k++) {
-                const uint32_t rows = l3__cu_offset(some, k + 1) - l3__cu_offset(some, k);
-                if (s->most_rows < rows) s->most_rows = rows;
-            }
-        }
-    return L3_OK;
+    int code = L3_OK;
+    for (uint32_t i = 0; code == L3_OK && i < s->info.n_lookups; i++)
+        code = l3__cu_each_token(l3_model_lookup(s->model, i, NULL), l3__cu_count_most, &s->most_rows, err);
+    return code;
 }
 
 /* Zeros of a configuration become what they stand for. */
@@ -2472,39 +2519,36 @@ L3__CU_HOST int l3__cu_upload_rows(l3_cuda *s, const l3_tensor *t, uint64_t from
     return code;
 }
 
+L3__CU_BOTH uint64_t l3__cu_rank_of(uint32_t count, uint32_t token) { return (uint64_t)~count << 32 | token; }
+
+static void l3__cu_count_rank(void *user, uint32_t token, uint32_t rows) {
+    ((uint64_t *)user)[token] = l3__cu_rank_of(rows, token);
+}
+
 /* The tokens that come most often have their rows on the device, as far as there is room. */
 L3__CU_HOST int l3__cu_upload_hot(l3_cuda *s, l3__cu_lookup *l, l3_error *err) {
     const uint64_t room  = l3__cu_hot(s, l);
-    const uint32_t vocab = s->info.vocab;
-    uint64_t       used  = 0;
-    int            code  = L3_OK;
-    uint32_t      *units = (uint32_t *)(void *)s->ranks; /* by rank first, then where each token is */
+    const uint32_t vocab = s->info.vocab, *counts = s->config.counts;
+    uint64_t       used = 0;
+    int            code = L3_OK;
     if (!room) return L3_OK;
-    for (uint32_t t = 0; t < vocab; t++) s->ranks[t] = t;
-    if (s->config.counts) {
-        const uint32_t *counts = s->config.counts;
-        std::stable_sort(units, units + vocab, [counts](uint32_t a, uint32_t b) { return counts[a] > counts[b]; });
-    } else {
-        const l3_lookup *layer = l->layer;
-        std::stable_sort(units, units + vocab, [layer](uint32_t a, uint32_t b) {
-            uint32_t first, rows_a = 0, rows_b = 0;
-            (void)l3__cu_token_rows(layer, (int32_t)a, &first, &rows_a, NULL);
-            (void)l3__cu_token_rows(layer, (int32_t)b, &first, &rows_b, NULL);
-            return rows_a > rows_b;
-        });
-    }
+    if (!counts) code = l3__cu_each_token(l->layer, l3__cu_count_rank, s->ranks, err);
+    for (uint32_t t = 0; counts && t < vocab; t++) s->ranks[t] = l3__cu_rank_of(counts[t], t);
+    if (code != L3_OK) return code;
+    std::sort(s->ranks, s->ranks + vocab);
     code = l3__cu_error(s, cudaMemsetAsync(l->hot, 0xff, vocab * sizeof(uint32_t), s->main), "preparing hot rows", err);
     for (uint32_t i = 0; code == L3_OK && i < vocab; i++) {
-        uint32_t first, n;
-        code                 = l3__cu_token_rows(l->layer, (int32_t)units[i], &first, &n, err);
+        const uint32_t token = (uint32_t)s->ranks[i];
+        uint32_t       first, n;
+        code                 = l3__cu_token_rows(l->layer, (int32_t)token, &first, &n, err);
         const uint64_t bytes = n * l->row_bytes, padded = (bytes + 15) / 16 * 16;
         const uint32_t at = (uint32_t)(used / 16);
         if (n == 0) continue;
         if (used + padded > room) break;
         if (code == L3_OK)
             code = l3__cu_upload_rows(s, &l->layer->rows, first * l->row_bytes, bytes, l->hot_rows + used, true, err);
-        if (code == L3_OK) code = l3__cu_send(s, l->hot + units[i], &at, sizeof at, err);
-        if (s->is_hot) s->is_hot[(size_t)(l - s->lookups) * vocab + units[i]] = true;
+        if (code == L3_OK) code = l3__cu_send(s, l->hot + token, &at, sizeof at, err);
+        if (s->is_hot) s->is_hot[(size_t)(l - s->lookups) * vocab + token] = true;
         used += padded;
     }
     return code;
@@ -2570,6 +2614,9 @@ typedef struct l3__cu_pass {
      : (type) == L3_Q8_0 ? kernel<L3_Q8_0 __VA_ARGS__> \
                          : kernel<L3_Q4_0 __VA_ARGS__>)
 #define L3__CU_COMMA ,
+/* Rows of tables keep every type. */
+#define L3__CU_BY_ROW_TYPE(type, kernel, ...) \
+    ((type) == L3_Q6_K ? kernel<L3_Q6_K __VA_ARGS__> : L3__CU_BY_TYPE(type, kernel, __VA_ARGS__))
 
 typedef void (*l3__cu_tensor_kernel)(l3__cu_tensor_product);
 
@@ -2745,17 +2792,18 @@ L3__CU_HOST void l3__cu_run_lookup(l3_cuda *s, uint32_t i, const l3__cu_pass *pa
     a.partials     = s->row_partials;
     a.arrived      = s->row_arrived;
     a.out          = s->sums;
-    if (pass->trace) l3__cu_note(s, cudaEventRecord(s->events[2 + 2 * i], s->main));
-    l3__cu_note(s, cudaStreamWaitEvent(s->main, s->events[3 + 2 * i], 0));
+    if (pass->trace) L3__CU_GIVE(s, cudaEventRecord(s->events[2 + 2 * i], s->main));
+    L3__CU_GIVE(s, cudaStreamWaitEvent(s->main, s->events[3 + 2 * i], 0));
     const dim3     grid(s->row_splits, n);
     const uint32_t together = n == 1 ? 1 : L3__CU_TOGETHER;
     const size_t   shared   = l3__cu_attend_rows_shared(together, y->value_length);
     const bool     aligned  = l3__cu_rows_aligned(l);
     l3__cu_launch(s, grid, 256, shared,
-                  n == 1 && aligned ? L3__CU_BY_TYPE(y->rows.type, l3__cu_attend_rows, L3__CU_COMMA true L3__CU_COMMA 1)
-                  : n == 1  ? L3__CU_BY_TYPE(y->rows.type, l3__cu_attend_rows, L3__CU_COMMA false L3__CU_COMMA 1)
-                  : aligned ? L3__CU_BY_TYPE(y->rows.type, l3__cu_attend_rows, L3__CU_COMMA true L3__CU_COMMA 4)
-                            : L3__CU_BY_TYPE(y->rows.type, l3__cu_attend_rows, L3__CU_COMMA false L3__CU_COMMA 4),
+                  n == 1 && aligned
+                      ? L3__CU_BY_ROW_TYPE(y->rows.type, l3__cu_attend_rows, L3__CU_COMMA true L3__CU_COMMA 1)
+                  : n == 1  ? L3__CU_BY_ROW_TYPE(y->rows.type, l3__cu_attend_rows, L3__CU_COMMA false L3__CU_COMMA 1)
+                  : aligned ? L3__CU_BY_ROW_TYPE(y->rows.type, l3__cu_attend_rows, L3__CU_COMMA true L3__CU_COMMA 4)
+                            : L3__CU_BY_ROW_TYPE(y->rows.type, l3__cu_attend_rows, L3__CU_COMMA false L3__CU_COMMA 4),
                   a);
     if (l->up.rows) l3__cu_multiply(s, l3__cu_product_of(&l->up, s->sums, y->value_length, n, s->up, up), false);
     l3__cu_mixing m = {
@@ -2798,21 +2846,21 @@ L3__CU_HOST void l3__cu_fetch_rows(l3_cuda *s, const l3__cu_pass *pass) {
     const cudaStream_t main = s->main;
     l3__cu_grouping    g    = {s->tokens, pass->n,  s->info.n_lookups, s->config.batch, s->tables,
                                s->rows,   s->order, s->n_groups,       s->stats};
-    l3__cu_note(s, cudaEventRecord(s->events[1], s->main));
-    l3__cu_note(s, cudaStreamWaitEvent(s->side, s->events[1], 0));
+    L3__CU_GIVE(s, cudaEventRecord(s->events[1], s->main));
+    L3__CU_GIVE(s, cudaStreamWaitEvent(s->side, s->events[1], 0));
     s->main = s->side; /* what is launched now goes there */
     l3__cu_launch(s, 1, 1024, l3__cu_group_shared(pass->n), l3__cu_group_tokens, g);
     if (s->memory.place == L3_CUDA_SOURCE) {
-        l3__cu_note(s,
+        L3__CU_GIVE(s,
                     cudaMemcpyAsync(s->asked, s->tokens, pass->n * sizeof *s->asked, cudaMemcpyDeviceToHost, s->side));
-        l3__cu_note(s, cudaLaunchHostFunc(s->side, l3__cu_gather_rows, &s->gathers[pass->gather]));
+        L3__CU_GIVE(s, cudaLaunchHostFunc(s->side, l3__cu_gather_rows, &s->gathers[pass->gather]));
     }
     for (uint32_t i = 0; i < s->info.n_lookups; i++) {
         if (s->memory.place != L3_CUDA_DEVICE)
             l3__cu_launch(s, L3__CU_FETCHERS, 256, 0, l3__cu_fetch,
                           (const l3__cu_rows *)s->rows + (size_t)i * s->config.batch, (const uint32_t *)s->n_groups,
                           s->lookups[i].table);
-        l3__cu_note(s, cudaEventRecord(s->events[3 + 2 * i], s->side));
+        L3__CU_GIVE(s, cudaEventRecord(s->events[3 + 2 * i], s->side));
     }
     s->main = main;
 }
@@ -2834,7 +2882,7 @@ L3__CU_HOST void l3__cu_run_choice(l3_cuda *s, uint32_t n) {
 /* Launches a whole pass; of one text the logits of the last position, else of each, unless all are wanted elsewhere. */
 L3__CU_HOST void l3__cu_run(l3_cuda *s, const l3__cu_pass *pass) {
     const l3_info *x = &s->info;
-    if (pass->trace) l3__cu_note(s, cudaEventRecord(s->events[0], s->main));
+    if (pass->trace) L3__CU_GIVE(s, cudaEventRecord(s->events[0], s->main));
     if (x->n_lookups) l3__cu_fetch_rows(s, pass);
     l3__cu_launch(s, pass->n, 128, 0, L3__CU_BY_TYPE(s->embedding.type, l3__cu_embed, ), s->embedding,
                   l3__cu_inputs_of(s), s->x, s->history, s->config.context);
@@ -2850,13 +2898,11 @@ L3__CU_HOST void l3__cu_run(l3_cuda *s, const l3__cu_pass *pass) {
 
 /* The graph of a pass, captured if it is not there yet; NULL on failure. */
 L3__CU_HOST l3__cu_graph *l3__cu_graph_of(l3_cuda *s, const l3__cu_pass *pass) {
-    l3__cu_graph *g      = s->graphs;
-    uint32_t      newest = 0;
+    l3__cu_graph *g = s->graphs;
     for (uint32_t i = 0; i < L3__CU_GRAPHS; i++) {
         l3__cu_graph *h = &s->graphs[i];
-        if (newest < h->used) newest = h->used;
         if (h->exec && h->n == pass->n && h->splits == pass->splits && h->choose == pass->choose) {
-            h->used = newest = (uint32_t)(s->steps & 0x7fffffff) + 1;
+            h->used = (uint32_t)(s->steps & 0x7fffffff) + 1;
             return h;
         }
         if (h->used < g->used) g = h;
@@ -2870,7 +2916,9 @@ L3__CU_HOST l3__cu_graph *l3__cu_graph_of(l3_cuda *s, const l3__cu_pass *pass) {
     l3__cu_note(s, cudaStreamBeginCapture(s->main, cudaStreamCaptureModeThreadLocal));
     if (s->failed != cudaSuccess) return NULL;
     l3__cu_run(s, &p);
-    l3__cu_note(s, cudaStreamEndCapture(s->main, &graph)); /* after a failure, too: it ends the capture */
+    const cudaError_t ended = cudaStreamEndCapture(s->main, &graph);                 /* after a failure, too */
+    if (ended != cudaSuccess && !graph) (void)cudaStreamEndCapture(s->main, &graph); /* no capture stays */
+    l3__cu_note(s, ended);
     if (s->failed == cudaSuccess) l3__cu_note(s, cudaGraphInstantiate(&g->exec, graph, 0));
     if (graph) l3__cu_note(s, cudaGraphDestroy(graph));
     if (s->failed != cudaSuccess) {
@@ -2893,7 +2941,7 @@ L3__CU_HOST void l3__cu_step(l3_cuda *s, l3__cu_pass *pass) {
         l3__cu_run(s, pass);
     } else {
         const l3__cu_graph *g = l3__cu_graph_of(s, pass);
-        if (g) l3__cu_note(s, cudaGraphLaunch(g->exec, s->main));
+        if (g) L3__CU_GIVE(s, cudaGraphLaunch(g->exec, s->main));
     }
     s->steps++;
 }
@@ -2929,11 +2977,11 @@ L3__CU_HOST int l3__cu_allocate(l3_cuda *s, l3_error *err) {
 
 /* What kernels count on finding. */
 L3__CU_HOST int l3__cu_clear(l3_cuda *s, l3_error *err) {
-    l3__cu_note(
+    L3__CU_GIVE(
         s, cudaMemsetAsync(s->attend_arrived, 0, (size_t)s->slice * s->info.n_kv_heads * sizeof(uint32_t), s->main));
-    l3__cu_note(s, cudaMemsetAsync(s->row_arrived, 0, s->config.batch * sizeof(uint32_t), s->main));
-    l3__cu_note(s, cudaMemsetAsync(s->stats, 0, 4 * sizeof *s->stats, s->main));
-    l3__cu_note(s, cudaMemsetAsync(s->status, 0, sizeof *s->status, s->main));
+    L3__CU_GIVE(s, cudaMemsetAsync(s->row_arrived, 0, s->config.batch * sizeof(uint32_t), s->main));
+    L3__CU_GIVE(s, cudaMemsetAsync(s->stats, 0, 4 * sizeof *s->stats, s->main));
+    L3__CU_GIVE(s, cudaMemsetAsync(s->status, 0, sizeof *s->status, s->main));
     l3__cu_note(s, cudaStreamSynchronize(s->main));
     *s->io = 0;
     return l3__cu_settle(s, "preparing the device", err);
@@ -3047,7 +3095,7 @@ L3__CU_HOST int l3__cu_check_batch(l3_cuda *s, const uint32_t *sequences, const 
 
 /* Inputs of a pass go to the device. */
 L3__CU_HOST void l3__cu_send_inputs(l3_cuda *s) {
-    l3__cu_note(s, cudaMemcpyAsync(s->tokens, s->in, 3 * (size_t)s->config.batch * sizeof(int32_t),
+    L3__CU_GIVE(s, cudaMemcpyAsync(s->tokens, s->in, 3 * (size_t)s->config.batch * sizeof(int32_t),
                                    cudaMemcpyHostToDevice, s->main));
 }
 
@@ -3068,24 +3116,30 @@ L3__CU_HOST uint32_t l3__cu_batch_inputs(l3_cuda *s, const uint32_t *sequences, 
 
 /* Waits for what was launched; the errors of all of it. */
 L3__CU_HOST int l3__cu_finish(l3_cuda *s, const char *what, l3_error *err) {
-    const cudaError_t e  = cudaStreamSynchronize(s->main);
-    const int         io = *s->io;
-    l3__cu_note(s, e);
-    *s->io   = 0;
-    int code = l3__cu_settle(s, what, err);
+    l3__cu_note(s, cudaStreamSynchronize(s->main));
+    if (s->failed != cudaSuccess) (void)cudaStreamSynchronize(s->side); /* which main did not get to wait for */
+    const int io = *s->io;
+    *s->io       = 0;
+    int code     = l3__cu_settle(s, what, err);
     if (code == L3_OK && io)
         code = l3__cu_fail(err, L3_ERR_IO, io, "rows of a table could not be read from the source");
     return code;
 }
 
-L3__CU_HOST int l3__cu_decode(l3_cuda *s, const uint32_t *sequences, const int32_t *tokens, uint32_t n, bool trace,
-                              l3_error *err) {
+/* arrivals: NULL, or when rows came. */
+L3__CU_HOST int l3__cu_decode(l3_cuda *s, const uint32_t *sequences, const int32_t *tokens, uint32_t n,
+                              l3_cuda_arrival *arrivals, l3_error *err) {
     int code = l3__cu_check_batch(s, sequences, tokens, n, 1, err);
     if (code != L3_OK) return code;
-    l3__cu_pass pass = {n, 0, false, false, false, trace, 0};
+    l3__cu_pass pass = {n, 0, false, false, false, arrivals != NULL, 0};
     pass.splits      = l3__cu_splits_for(s, l3__cu_batch_inputs(s, sequences, tokens, n));
     l3__cu_step(s, &pass);
     code = l3__cu_finish(s, "decoding", err);
+    for (uint32_t i = 0; code == L3_OK && arrivals && i < s->info.n_lookups; i++) {
+        L3__CU_GIVE(s, cudaEventElapsedTime(&arrivals[i].wanted, s->events[0], s->events[2 + 2 * i]));
+        L3__CU_GIVE(s, cudaEventElapsedTime(&arrivals[i].there, s->events[0], s->events[3 + 2 * i]));
+        code = l3__cu_settle(s, "reading times", err);
+    }
     for (uint32_t i = 0; i < n; i++) {
         const uint32_t q = sequences ? sequences[i] : i;
         s->has[q]        = code == L3_OK;
@@ -3095,17 +3149,13 @@ L3__CU_HOST int l3__cu_decode(l3_cuda *s, const uint32_t *sequences, const int32
 }
 
 L3_API int l3_cuda_decode(l3_cuda *s, const uint32_t *sequences, const int32_t *tokens, uint32_t n, l3_error *err) {
-    return l3__cu_decode(s, sequences, tokens, n, false, err);
+    return l3__cu_decode(s, sequences, tokens, n, NULL, err);
 }
 
 L3_API int l3_cuda_trace(l3_cuda *s, const uint32_t *sequences, const int32_t *tokens, uint32_t n,
                          l3_cuda_arrival *arrivals, l3_error *err) {
-    int code = l3__cu_decode(s, sequences, tokens, n, true, err);
-    for (uint32_t i = 0; code == L3_OK && i < s->info.n_lookups; i++) {
-        l3__cu_note(s, cudaEventElapsedTime(&arrivals[i].wanted, s->events[0], s->events[2 + 2 * i]));
-        l3__cu_note(s, cudaEventElapsedTime(&arrivals[i].there, s->events[0], s->events[3 + 2 * i]));
-    }
-    return code == L3_OK ? l3__cu_settle(s, "reading times", err) : code;
+    l3_cuda_arrival none;
+    return l3__cu_decode(s, sequences, tokens, n, arrivals ? arrivals : &none, err);
 }
 
 /* The logits of positions of the pass that has just been launched, L3__CU_SOME at a time, to (n, vocab) on the host. */
@@ -3114,7 +3164,7 @@ L3__CU_HOST void l3__cu_copy_all(l3_cuda *s, uint32_t n, float *all) {
     for (uint32_t i = 0; i < n; i += L3__CU_SOME) {
         const uint32_t some = l3__cu_min(L3__CU_SOME, n - i);
         l3__cu_run_head(s, s->x + (size_t)i * s->info.dim, some, s->some, NULL);
-        l3__cu_note(s, cudaMemcpyAsync(all + i * vocab, s->some, some * vocab * sizeof(float), cudaMemcpyDeviceToHost,
+        L3__CU_GIVE(s, cudaMemcpyAsync(all + i * vocab, s->some, some * vocab * sizeof(float), cudaMemcpyDeviceToHost,
                                        s->main));
         l3__cu_note(s, cudaStreamSynchronize(s->main));
     }
@@ -3137,7 +3187,7 @@ L3__CU_HOST int l3__cu_prefill_some(l3_cuda *s, uint32_t sequence, const int32_t
     if (all) {
         const size_t vocab = s->info.vocab;
         l3__cu_copy_all(s, n, all);
-        l3__cu_note(s, cudaMemcpyAsync(s->logits + sequence * vocab, s->some + (n - 1) % L3__CU_SOME * vocab,
+        L3__CU_GIVE(s, cudaMemcpyAsync(s->logits + sequence * vocab, s->some + (n - 1) % L3__CU_SOME * vocab,
                                        vocab * sizeof(float), cudaMemcpyDeviceToDevice, s->main));
     }
     return l3__cu_finish(s, "prefill", err);
@@ -3188,15 +3238,15 @@ L3__CU_HOST int l3__cu_generate_some(l3_cuda *s, const uint32_t *sequences, cons
         s->out64[i]      = seed + q + s->draws[q] * 0x9e3779b97f4a7c15u;
     }
     const uint32_t longest = l3__cu_batch_inputs(s, sequences, tokens, n);
-    l3__cu_note(s, cudaMemcpyAsync(s->states, s->out64, n * sizeof *s->states, cudaMemcpyHostToDevice, s->main));
-    l3__cu_note(s, cudaMemsetAsync(s->step_counts, 0, n * sizeof *s->step_counts, s->main));
-    l3__cu_note(s, cudaMemsetAsync(s->status, 0, sizeof *s->status, s->main));
+    L3__CU_GIVE(s, cudaMemcpyAsync(s->states, s->out64, n * sizeof *s->states, cudaMemcpyHostToDevice, s->main));
+    L3__CU_GIVE(s, cudaMemsetAsync(s->step_counts, 0, n * sizeof *s->step_counts, s->main));
+    L3__CU_GIVE(s, cudaMemsetAsync(s->status, 0, sizeof *s->status, s->main));
     for (uint32_t i = 0; i < steps && s->failed == cudaSuccess; i++) {
         l3__cu_pass pass = {n, l3__cu_splits_for(s, longest + i), false, false, true, false, 0};
         l3__cu_step(s, &pass);
     }
-    l3__cu_note(s, cudaMemcpyAsync(out, s->chosen, (size_t)steps * n * sizeof *out, cudaMemcpyDeviceToHost, s->main));
-    l3__cu_note(s, cudaMemcpyAsync(s->out_status, s->status, sizeof *s->status, cudaMemcpyDeviceToHost, s->main));
+    L3__CU_GIVE(s, cudaMemcpyAsync(out, s->chosen, (size_t)steps * n * sizeof *out, cudaMemcpyDeviceToHost, s->main));
+    L3__CU_GIVE(s, cudaMemcpyAsync(s->out_status, s->status, sizeof *s->status, cudaMemcpyDeviceToHost, s->main));
     const int code = l3__cu_finish(s, "generating", err);
     if (code != L3_OK || *s->out_status == 0) return code;
     return l3__cu_fail(err, L3_ERR_NUMBER, 0, "the highest of %u logits is not finite", s->info.vocab);
@@ -3236,13 +3286,14 @@ L3_API int l3_cuda_logits(l3_cuda *s, uint32_t sequence, float *logits, l3_error
     if (code == L3_OK && !s->has[sequence])
         code = l3__cu_fail(err, L3_ERR_ARGUMENT, 0, "sequence %u has no logits: append a token first", sequence);
     if (code != L3_OK) return code;
-    l3__cu_note(s, cudaMemcpyAsync(logits, s->logits + (size_t)sequence * s->info.vocab, s->info.vocab * sizeof(float),
+    L3__CU_GIVE(s, cudaMemcpyAsync(logits, s->logits + (size_t)sequence * s->info.vocab, s->info.vocab * sizeof(float),
                                    cudaMemcpyDeviceToHost, s->main));
     return l3__cu_finish(s, "copying logits", err);
 }
 
 L3_API int l3_cuda_truncate(l3_cuda *s, uint32_t sequence, uint32_t n, l3_error *err) {
-    const int code = l3__cu_check_sequence(s, sequence, err);
+    int code = l3__cu_check_device(s, err);
+    if (code == L3_OK) code = l3__cu_check_sequence(s, sequence, err);
     if (code != L3_OK) return code;
     if (n > s->positions[sequence])
         return l3__cu_fail(err, L3_ERR_ARGUMENT, 0, "%u tokens cannot be kept of %u", n, s->positions[sequence]);
@@ -3256,7 +3307,7 @@ L3_API int l3_cuda_get_stats(l3_cuda *s, l3_cuda_stats *stats, l3_error *err) {
     unsigned long long bytes[4] = {0, 0, 0, 0};
     int                code     = l3__cu_enter(s, err);
     if (code != L3_OK) return code;
-    l3__cu_note(s, cudaMemcpyAsync(bytes, s->stats, sizeof bytes, cudaMemcpyDeviceToHost, s->main));
+    L3__CU_GIVE(s, cudaMemcpyAsync(bytes, s->stats, sizeof bytes, cudaMemcpyDeviceToHost, s->main));
     code = l3__cu_finish(s, "reading statistics", err);
     if (code != L3_OK) return code;
     const bool here     = s->memory.place == L3_CUDA_DEVICE;
