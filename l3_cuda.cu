@@ -377,26 +377,18 @@ template <int T> L3__CU_FN uint16_t l3__cu_load_scale(const l3__cu_matrix &w, ui
 /* Four whole numbers of a word: bytes from -128 to 127, or nibbles (of the low or high halves) less 8. Bytes become the last
  * bits of floats from 2^23 on: converting them costs more on a GPU. */
 L3__CU_FN void l3__cu_bytes4(uint32_t word, float v[4]) {
-#if defined(__CUDA_ARCH__)
-    word ^= 0x80808080u;
+    word ^= 0x80808080u; /* bytes from 0 to 255: 2^23 + 128 too much */
     v[0] = __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7440)) - 8388736.0f;
     v[1] = __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7441)) - 8388736.0f;
     v[2] = __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7442)) - 8388736.0f;
     v[3] = __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7443)) - 8388736.0f;
-#else
-    for (int i = 0; i < 4; i++) v[i] = (float)(int8_t)(word >> (8 * i) & 255);
-#endif
 }
 L3__CU_FN void l3__cu_nibbles4(uint32_t word, uint32_t shift, float v[4]) {
     word = word >> shift & 0x0f0f0f0fu;
-#if defined(__CUDA_ARCH__)
     v[0] = __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7440)) - 8388616.0f;
     v[1] = __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7441)) - 8388616.0f;
     v[2] = __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7442)) - 8388616.0f;
     v[3] = __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7443)) - 8388616.0f;
-#else
-    for (int i = 0; i < 4; i++) v[i] = (float)(word >> (8 * i) & 255) - 8;
-#endif
 }
 
 /* Elements 4 q ... 4 q + 3 of a group, without its scale. */
@@ -710,21 +702,33 @@ L3__CU_FN uint32_t l3__cu_pair(float low, float high, bool bf16) {
     return l3__cu_to_half(low, bf16) | (uint32_t)l3__cu_to_half(high, bf16) << 16;
 }
 
-/* Two bytes of a word, from 0 to 255, less `less`, times a scale in f16: rounded once. */
-L3__CU_FN uint32_t l3__cu_scaled_pair(uint32_t word, uint32_t which, uint32_t less, uint16_t scale) {
+/* Two halves less two others, and times two others. */
+L3__CU_FN uint32_t l3__cu_sub2(uint32_t a, uint32_t b) {
 #if defined(__CUDA_ARCH__)
-    const uint32_t ones = which ? __byte_perm(word, 0x64646464u, 0x4342) : __byte_perm(word, 0x64646464u, 0x4140);
-    const uint32_t off = (0x6400u + less) * 0x10001u, by = scale * 0x10001u; /* f16 0x6400 is 1024 */
-    uint32_t       v;
-    asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(v) : "r"(ones), "r"(off));
-    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(v) : "r"(v), "r"(by));
+    uint32_t v;
+    asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(v) : "r"(a), "r"(b));
     return v;
 #else
-    const float s   = l3__cu_from_f16(scale);
-    const int   low = (int)(word >> (16 * which) & 255) - (int)less,
-              high  = (int)(word >> (16 * which + 8) & 255) - (int)less;
-    return l3__cu_pair((float)low * s, (float)high * s, false);
+    return l3__cu_pair(l3__cu_from_f16((uint16_t)a) - l3__cu_from_f16((uint16_t)b),
+                       l3__cu_from_f16((uint16_t)(a >> 16)) - l3__cu_from_f16((uint16_t)(b >> 16)), false);
 #endif
+}
+L3__CU_FN uint32_t l3__cu_mul2(uint32_t a, uint32_t b) {
+#if defined(__CUDA_ARCH__)
+    uint32_t v;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(v) : "r"(a), "r"(b));
+    return v;
+#else
+    return l3__cu_pair(l3__cu_from_f16((uint16_t)a) * l3__cu_from_f16((uint16_t)b),
+                       l3__cu_from_f16((uint16_t)(a >> 16)) * l3__cu_from_f16((uint16_t)(b >> 16)), false);
+#endif
+}
+
+/* Two bytes of a word, from 0 to 255, less `less`, times a scale in f16: rounded once. As the last bits of f16 from 1024
+ * (0x6400) on they need no conversion. */
+L3__CU_FN uint32_t l3__cu_scaled_pair(uint32_t word, uint32_t which, uint32_t less, uint16_t scale) {
+    const uint32_t v = which ? __byte_perm(word, 0x64646464u, 0x4342) : __byte_perm(word, 0x64646464u, 0x4140);
+    return l3__cu_mul2(l3__cu_sub2(v, (0x6400u + less) * 0x10001u), scale * 0x10001u);
 }
 
 /* Elements 8 s ... 8 s + 7 of a group as four pairs of halves. */
