@@ -1893,6 +1893,8 @@ typedef struct l3__cu_arena {
 } l3__cu_arena;
 
 template <class T> static void l3__cu_take(l3__cu_arena *a, T **to, uint64_t count) {
+    *to = NULL;
+    if (count == 0) return; /* nor is there padding, which would count for what is not there */
     a->used = (a->used + a->align - 1) / a->align * a->align;
     *to     = a->base ? (T *)(void *)(a->base + a->used) : NULL;
     a->used += count * sizeof(T);

@@ -808,7 +808,7 @@ TEST(sources) {
     right            = follow(w.r.model, config, ids, 2, 1);
     if (card_new(&c, w.r.model, config)) {
         float *one = new_floats(1, w.vocab);
-        for (uint32_t fail = 1; fail < 8; fail++) {
+        for (uint32_t fail = 1; fail < 100; fail++) {
             w.r.mock.calls = 0, w.r.mock.fail_at = fail;
             const int code = l3_cuda_prefill(c.gpu, 0, ids, 2, NULL, &c.err);
             if (w.r.mock.calls < fail) {
