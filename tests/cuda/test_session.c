@@ -154,7 +154,7 @@ static void compare_ways(const l3_model *model, const int32_t *ids, uint32_t n, 
         config.kv_type        = way == 0 ? L3_F16 : L3_F32;
         config.tables         = (l3_cuda_place)(way % 4);
         if (way == 3) config.batch = 5;
-        if (long_run() || way == which || (way == 1 && which != 3)) compare(model, ids, n, n - 2, config, name);
+        if (long_run() || way == which) compare(model, ids, n, n - 2, config, name);
     }
 }
 
@@ -191,7 +191,7 @@ TEST(random_models) {
         snprintf(name, sizeof name, "seed %d", seed);
         if (!world_open(&w, &spec, MAPPED)) continue;
         test_rng       rng = {(uint64_t)seed};
-        const uint32_t n   = long_run() ? 20 : 7;
+        const uint32_t n   = long_run() ? 20 : 9;
         int32_t       *ids = random_ids(&rng, w.vocab, n);
         compare_ways(w.r.model, ids, n, seed % 4, name);
         free(ids);
@@ -258,7 +258,7 @@ TEST(places) {
             l3_cuda_config c = config_of((l3_mode)mode, 1, 8);
             c.tables         = L3_CUDA_DEVICE;
             c.no_graph       = true;
-            right[mode]      = follow(w.r.model, c, ids, 7, 3);
+            right[mode]      = follow(w.r.model, c, ids, 8, 2);
         }
         for (size_t k = 0; k < sizeof variations / sizeof *variations; k++) {
             const variation *v = &variations[k];
@@ -271,7 +271,7 @@ TEST(places) {
                 c.staging_bytes       = v->staging * ((most + 15) / 16 * 16);
             }
             emulated_seed(k * 7 + (uint64_t)i);
-            float *all = follow(w.r.model, c, ids, 7, 3);
+            float *all = follow(w.r.model, c, ids, 8, 2);
             if (!CHECK_MEM(all, right[c.mode], 10 * w.vocab * sizeof *all))
                 fprintf(stderr, "    rows of type %u, variation %u\n", (unsigned)types[i], (unsigned)k);
             free(all);
@@ -327,9 +327,9 @@ enum { MANY = 130 };
 static void neighbours_of(uint32_t type, const uint32_t *sizes, size_t n_sizes) {
     mk_spec spec     = spec_tiny(MK_Q8_0);
     spec.weight_type = type, spec.head_type = type, spec.embedding_type = type;
-    spec.seed = 3 + type;
-    if (type == MK_Q6_K)
-        spec.dim = 256, spec.weight_type = MK_F16, spec.ffn = 32, spec.n_blocks = 1, spec.n_lookups = 1;
+    spec.seed      = 3 + type;
+    spec.no_lookup = type != MK_Q8_0, spec.heavy_rows = 0;
+    if (type == MK_Q6_K) spec.dim = 256, spec.weight_type = MK_F16, spec.ffn = 32;
     world w;
     if (!world_open(&w, &spec, MAPPED)) return;
     test_rng rng = {type};
@@ -352,7 +352,7 @@ static void neighbours_of(uint32_t type, const uint32_t *sizes, size_t n_sizes) 
             const uint32_t n = sizes[k], q = (n - 1) / 2, last = n - 1;
             char           name[48];
             snprintf(name, sizeof name, "weights of type %u, batch %u", (unsigned)type, (unsigned)n);
-            if (mode == L3_EXACT && n > 17 && k + 1 < n_sizes) continue;
+            if (mode == L3_EXACT && n > 17 && n < MANY) continue;
             two_steps(x.gpu, a, b, n, w.vocab, all, 0, NULL);
             for (uint32_t i = 0; i < n; i++)
                 if (!is_near(all + (size_t)i * w.vocab, right + (size_t)i * w.vocab, w.vocab, (l3_mode)mode, name, i))
@@ -474,9 +474,9 @@ TEST(heads) {
         int32_t       *ids = random_ids(&rng, w.vocab, 70);
         l3_cuda_config c   = config_of(L3_FAST, 1, 128);
         c.kv_type          = i % 2 ? L3_F32 : L3_F16;
-        compare(w.r.model, ids, 70, 69, c, name);
+        compare(w.r.model, ids, 65, 64, c, name);
         c = config_of(L3_EXACT, 1, 7);
-        compare(w.r.model, ids, 17, 15, c, name);
+        compare(w.r.model, ids, 9, 8, c, name);
         free(ids);
         world_close(&w);
     }
@@ -545,7 +545,7 @@ static void chooser_open(chooser *c, l3_sampling how, uint32_t i, uint32_t vocab
 /* n sequences, from prompts of different lengths; the GPU is asked in two calls, the other goes step by step. */
 static void generate_as(const l3_model *model, l3_sampling how, uint32_t n, uint32_t steps, l3_cuda_config config,
                         const char *name) {
-    const uint32_t vocab = l3_model_info(model)->vocab, before = steps / 3;
+    const uint32_t vocab = l3_model_info(model)->vocab, before = steps / 8 + 1;
     test_rng       rng = {how.seed + n};
     int32_t       *ids = random_ids(&rng, vocab, 64), *out = (int32_t *)must((size_t)steps * n * sizeof *out);
     int32_t       *next = (int32_t *)must(n * sizeof *next);
@@ -556,8 +556,8 @@ static void generate_as(const l3_model *model, l3_sampling how, uint32_t n, uint
     if (!card_new(&c, model, config)) return;
     for (uint32_t q = 0; q < n; q++) CHECK_EQ(l3_cuda_prefill(c.gpu, q, ids, q + 2, NULL, &c.err), L3_OK);
     for (uint32_t q = 0; q < n; q++) next[q] = ids[20 + q];
-    if (before) CHECK_EQ(l3_cuda_generate(c.gpu, NULL, next, n, before, &how, out, &c.err), L3_OK);
-    CHECK_EQ(l3_cuda_generate(c.gpu, NULL, before ? out + (size_t)(before - 1) * n : next, n, steps - before, &how,
+    CHECK_EQ(l3_cuda_generate(c.gpu, NULL, next, n, before, &how, out, &c.err), L3_OK);
+    CHECK_EQ(l3_cuda_generate(c.gpu, NULL, out + (size_t)(before - 1) * n, n, steps - before, &how,
                               out + (size_t)before * n, &c.err),
              L3_OK);
     CHECK_EQ(l3_cuda_logits(c.gpu, n - 1, a, &c.err), L3_OK);
@@ -610,7 +610,7 @@ TEST(generate) {
     }
     spec = spec_long();
     if (world_open(&w, &spec, MAPPED)) { /* past 256 steps, past a split */
-        generate_as(w.r.model, greedy, 1, 410, config_of(L3_FAST, 1, 8), "long");
+        generate_as(w.r.model, greedy, 1, 300, config_of(L3_FAST, 1, 8), "long");
         world_close(&w);
     }
 }
@@ -958,7 +958,7 @@ TEST(every_call_fails) {
         const uint64_t all = emulated_calls() - before - opening;
         card_close(&c);
         CHECK_EQ(emulated_outstanding(), 0);
-        for (uint64_t i = 0; i < opening; i += i < 20 || i + 20 > opening || long_run() ? 1 : 7) {
+        for (uint64_t i = 0; i < opening; i += i < 20 || i + 20 > opening || long_run() ? 1 : 5) {
             const int error = i % 2 ? OUT_OF_MEMORY : LAUNCH;
             emulated_fail_after(i, error);
             const int code = card_open(&c, w.r.model, &config);
@@ -970,8 +970,9 @@ TEST(every_call_fails) {
             if (!CHECK_EQ(emulated_outstanding(), 0)) break;
         }
         if (!card_new(&c, w.r.model, config)) break;
-        for (uint64_t i = 0; i < all; i += long_run() ? 1 : 2 - (uint64_t)k / 2) {
-            if (i % 16 == 0) { /* graphs are there or are yet to be made */
+        unsigned made = 0;
+        for (uint64_t i = 0; i < all; i += long_run() ? 1 : 1 + all / 40) {
+            if (made++ % 8 == 0) { /* graphs are there or are yet to be made */
                 card_close(&c);
                 if (!card_new(&c, w.r.model, config)) break;
             }
@@ -1044,9 +1045,9 @@ TEST(lost_device) {
 
 /* Without bf16 in its tensor cores a device keeps such weights as f16. */
 TEST(turing) {
-    static const uint32_t some[] = {5, 13, 30, 40, 67};
+    static const uint32_t some[] = {5, 20, 67};
     emulated_set_capability(7, 5);
-    neighbours_of(MK_BF16, some, 5);
+    neighbours_of(MK_BF16, some, 3);
     emulated_reset();
 }
 #else
