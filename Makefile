@@ -21,7 +21,7 @@ EXAMPLES = $(patsubst examples/%.c,$(B)/%,$(wildcard examples/*.c))
 TOOLS    = $(patsubst tools/l3_%.c,$(B)/l3-%,$(wildcard tools/l3_*.c))
 TESTS    = $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/test_*.c))
 SCRIPTS  = $(wildcard tests/test_*.sh)
-CUDA     = $(if $(shell command -v $(CXX)),$(patsubst %,$(B)/tests/cuda/test_%,emulator session))
+CUDA     = $(if $(shell command -v $(CXX)),$(patsubst %,$(B)/tests/cuda/test_%,emulator arithmetic session))
 BOARDS   = $(basename $(notdir $(wildcard examples/firmware/boards/*.mk)))
 
 .PHONY: all run test native sanitize cross fuzz fuzz-clang long sizes clean help
@@ -114,7 +114,7 @@ CXXCOMPILE = $(CXX) $(CFLAGS) -std=gnu++17 -ffp-contract=off -Wall -Wextra -MMD 
 $(B)/tests/cuda/emulated.o: tests/cuda/emulated.cpp | $(B)/tests/cuda
 	$(CXXCOMPILE) -MF $@.d -c $< -o $@
 
-$(B)/tests/cuda/test_emulator: tests/cuda/test_emulator.cpp | $(B)/tests/cuda
+$(B)/tests/cuda/test_emulator $(B)/tests/cuda/test_arithmetic: $(B)/tests/cuda/%: tests/cuda/%.cpp | $(B)/tests/cuda
 	$(CXXCOMPILE) -MF $@.d $< -o $@ $(LIBS)
 
 $(B)/tests/cuda/test_session: tests/cuda/test_session.c $(B)/tests/cuda/emulated.o $(B)/tests/make_model.o | $(B)/tests/cuda
