@@ -4,6 +4,7 @@ CFLAGS  = -O2 -Wall -Wextra
 THREADS = -pthread -DL3_THREADS
 B       = build
 FUZZ_SECONDS = 240
+NVCC   := $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
 
 # What the code is written for, whatever CFLAGS says: no contraction, so that exact mode gives the same bits everywhere; gnu99,
 # because with c99 gcc computes floats in double on s390x.
@@ -36,7 +37,7 @@ run: $(B)/generate
 
 ## every test, seconds, nothing to download; the last line counts them
 test: all $(TESTS) $(if $(filter tests/test_cuda.sh,$(SCRIPTS)),$(CUDA))
-	@BUILD=$(B) CC="$(CC)" sh tools/run_tests.sh $(TESTS) $(SCRIPTS)
+	@BUILD=$(B) CC="$(CC)" NVCC="$(NVCC)" sh tools/run_tests.sh $(TESTS) $(SCRIPTS)
 
 ## everything for this machine only, in build/native
 native:
