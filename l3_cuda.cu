@@ -2315,7 +2315,10 @@ L3__CU_HOST int l3__cu_check_config(l3_cuda *s, l3_error *err) {
         return l3__cu_fail(err, L3_ERR_ARGUMENT, 0, "a context of %u; the model has %u", c->context, x->context);
     if (c->kv_type != L3_F32 && c->kv_type != L3_F16)
         return l3__cu_fail(err, L3_ERR_ARGUMENT, 0, "a KV cache of type %d; f32 or f16 is right", (int)c->kv_type);
-    if (c->tables > L3_CUDA_SOURCE || c->mode > L3_EXACT)
+    uint32_t place, mode; /* numbers, as C lets them be: in C++ an enumeration may not even be read */
+    memcpy(&place, &c->tables, sizeof place);
+    memcpy(&mode, &c->mode, sizeof mode);
+    if (place > L3_CUDA_SOURCE || mode > L3_EXACT)
         return l3__cu_fail(err, L3_ERR_ARGUMENT, 0, "no such place for tables, or no such mode");
     if (x->head_dim > L3__CU_HEAD)
         return l3__cu_fail(err, L3_ERR_UNSUPPORTED, 0, "heads of %u; up to %u can be on a GPU", x->head_dim,
