@@ -619,6 +619,28 @@ TEST(generate) {
     }
 }
 
+/* Which sequences draw how does not depend on their order, nor on into how many calls the steps are split. */
+TEST(generate_in_order) {
+    const mk_spec     spec   = spec_tiny(MK_Q4_0);
+    const l3_sampling how    = {1.2f, 100, 0.98f, 0, 1, 0, 8};
+    const int32_t     ids[3] = {4, 9, 14}, turned[3] = {14, 4, 9};
+    const uint32_t    order[3] = {2, 0, 1};
+    int32_t           a[18], b[18];
+    l3_error          err;
+    world             w;
+    card              c;
+    if (!world_open(&w, &spec, MAPPED)) return;
+    if (card_new(&c, w.r.model, config_of(L3_EXACT, 3, 8))) {
+        CHECK_EQ(l3_cuda_generate(c.gpu, NULL, ids, 3, 6, &how, a, &err), L3_OK);
+        for (uint32_t q = 0; q < 3; q++) CHECK_EQ(l3_cuda_truncate(c.gpu, q, 0, &err), L3_OK);
+        CHECK_EQ(l3_cuda_generate(c.gpu, order, turned, 3, 2, &how, b, &err), L3_OK);
+        CHECK_EQ(l3_cuda_generate(c.gpu, order, b + 3, 3, 4, &how, b + 6, &err), L3_OK);
+        for (uint32_t i = 0; i < 18; i++) CHECK_EQ(b[i], a[i / 3 * 3 + order[i % 3]]);
+        card_close(&c);
+    }
+    world_close(&w);
+}
+
 /* Puts NaN where the last norm has its weights. */
 static void poison(world *w) {
     char             name[64];
@@ -831,6 +853,32 @@ TEST(sources) {
         card_close(&c);
     }
     free(right);
+    world_close(&w);
+}
+
+/* Offsets by which rows would lie outside of the table: before opening, and where the source changes later. */
+TEST(damaged_offsets) {
+    const mk_spec  spec   = spec_tiny(MK_Q8_0);
+    const int32_t  id     = 100;
+    l3_cuda_config config = config_of(L3_FAST, 1, 4);
+    l3_cuda_memory m;
+    l3_error       err;
+    world          w;
+    card           c;
+    if (!world_open(&w, &spec, MAPPED)) return;
+    unsigned char *at = w.f.bytes + l3_model_lookup(w.r.model, 1, NULL)->offsets.offset + 4 * (size_t)id;
+    config.tables     = L3_CUDA_SOURCE;
+    if (card_new(&c, w.r.model, config)) {
+        at[6] = 0x7f; /* where the rows of 100 end */
+        check_refused(l3_cuda_decode(c.gpu, NULL, &id, 1, &c.err), L3_ERR_IO, &c.err, "could not be read");
+        CHECK_EQ(l3_cuda_position(c.gpu, 0), 0);
+        check_refused(l3_cuda_memory_of(w.r.model, &config, &m, &err), L3_ERR_FORMAT, &err, "of token 100");
+        at[6] = 0;
+        CHECK_EQ(l3_cuda_decode(c.gpu, NULL, &id, 1, &c.err), L3_OK);
+        card_close(&c);
+    }
+    at[0] = 0xff, at[1] = 0xff, at[3] = 0xff;
+    check_refused(l3_cuda_memory_of(w.r.model, &config, &m, &err), L3_ERR_FORMAT, &err, "of token 99");
     world_close(&w);
 }
 
@@ -1070,11 +1118,13 @@ int main(void) {
     RUN(heads);
     RUN(long_texts);
     RUN(generate);
+    RUN(generate_in_order);
     RUN(no_number);
     RUN(configurations);
     RUN(arguments);
     RUN(small_staging);
     RUN(sources);
+    RUN(damaged_offsets);
     RUN(stats);
     RUN(memory);
     RUN(every_call_fails);
