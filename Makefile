@@ -4,6 +4,7 @@ CFLAGS  = -O2 -Wall -Wextra
 THREADS = -pthread -DL3_THREADS
 B       = build
 FUZZ_SECONDS = 240
+NVCC   := $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
 
 # What the code is written for, whatever CFLAGS says: no contraction, so that exact mode gives the same bits everywhere; gnu99,
 # because with c99 gcc computes floats in double on s390x.
@@ -21,8 +22,7 @@ EXAMPLES = $(patsubst examples/%.c,$(B)/%,$(wildcard examples/*.c))
 TOOLS    = $(patsubst tools/l3_%.c,$(B)/l3-%,$(filter-out tools/l3_bench_cuda.c,$(wildcard tools/l3_*.c)))
 TESTS    = $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/test_*.c))
 SCRIPTS  = $(wildcard tests/test_*.sh)
-CUDA     = $(if $(shell command -v $(CXX)),$(patsubst %,$(B)/tests/cuda/%,test_emulator test_session generate-cuda l3-bench-cuda))
-NVCC     = $(shell command -v nvcc || echo /usr/local/cuda/bin/nvcc)
+CUDA     = $(if $(shell command -v $(CXX)),$(patsubst %,$(B)/tests/cuda/%,test_emulator test_arithmetic test_session generate-cuda l3-bench-cuda))
 BOARDS   = $(basename $(notdir $(wildcard examples/firmware/boards/*.mk)))
 
 .PHONY: all run test native sanitize cross fuzz fuzz-clang long sizes clean help
@@ -37,7 +37,7 @@ run: $(B)/generate
 
 ## every test, seconds, nothing to download; the last line counts them
 test: all $(TESTS) $(if $(filter tests/test_cuda.sh,$(SCRIPTS)),$(CUDA))
-	@BUILD=$(B) CC="$(CC)" sh tools/run_tests.sh $(TESTS) $(SCRIPTS)
+	@BUILD=$(B) CC="$(CC)" NVCC="$(NVCC)" sh tools/run_tests.sh $(TESTS) $(SCRIPTS)
 
 ## everything for this machine only, in build/native
 native:
@@ -140,7 +140,7 @@ CXXCOMPILE = $(CXX) $(CFLAGS) -std=gnu++17 -ffp-contract=off -Wall -Wextra -MMD 
 $(B)/tests/cuda/emulated.o: tests/cuda/emulated.cpp | $(B)/tests/cuda
 	$(CXXCOMPILE) -MF $@.d -c $< -o $@
 
-$(B)/tests/cuda/test_emulator: tests/cuda/test_emulator.cpp | $(B)/tests/cuda
+$(B)/tests/cuda/test_emulator $(B)/tests/cuda/test_arithmetic: $(B)/tests/cuda/%: tests/cuda/%.cpp | $(B)/tests/cuda
 	$(CXXCOMPILE) -MF $@.d $< -o $@ $(LIBS)
 
 $(B)/tests/cuda/test_session: tests/cuda/test_session.c $(B)/tests/cuda/emulated.o $(B)/tests/make_model.o | $(B)/tests/cuda

@@ -1922,6 +1922,8 @@ typedef struct l3__cu_arena {
 } l3__cu_arena;
 
 template <class T> static void l3__cu_take(l3__cu_arena *a, T **to, uint64_t count) {
+    *to = NULL;
+    if (count == 0) return; /* nor is there padding, which would count for what is not there */
     a->used = (a->used + a->align - 1) / a->align * a->align;
     *to     = a->base ? (T *)(void *)(a->base + a->used) : NULL;
     a->used += count * sizeof(T);
@@ -2342,7 +2344,10 @@ L3__CU_HOST int l3__cu_check_config(l3_cuda *s, l3_error *err) {
         return l3__cu_fail(err, L3_ERR_ARGUMENT, 0, "a context of %u; the model has %u", c->context, x->context);
     if (c->kv_type != L3_F32 && c->kv_type != L3_F16)
         return l3__cu_fail(err, L3_ERR_ARGUMENT, 0, "a KV cache of type %d; f32 or f16 is right", (int)c->kv_type);
-    if (c->tables > L3_CUDA_SOURCE || c->mode > L3_EXACT)
+    uint32_t place, mode; /* numbers, as C lets them be: in C++ an enumeration may not even be read */
+    memcpy(&place, &c->tables, sizeof place);
+    memcpy(&mode, &c->mode, sizeof mode);
+    if (place > L3_CUDA_SOURCE || mode > L3_EXACT)
         return l3__cu_fail(err, L3_ERR_ARGUMENT, 0, "no such place for tables, or no such mode");
     if (x->head_dim > L3__CU_HEAD)
         return l3__cu_fail(err, L3_ERR_UNSUPPORTED, 0, "heads of %u; up to %u can be on a GPU", x->head_dim,
@@ -2500,13 +2505,17 @@ L3__CU_HOST int l3__cu_upload_rope(l3_cuda *s, l3_error *err) {
     const uint32_t half = s->info.rope_dims / 2;
     float         *out  = (float *)(void *)s->piece;
     int            code = L3_OK;
-    for (uint32_t p = 0; code == L3_OK && half && p < s->config.context; p++)
-        for (int sine = 0; code == L3_OK && sine < 2; sine++) {
-            for (uint32_t i = 0; i < half; i++) {
-                const double angle = p * pow(s->info.rope_base, -2.0 * i / s->info.rope_dims);
-                out[i]             = (float)(sine ? sin(angle) : cos(angle));
+    if (half == 0) return L3_OK;
+    const uint32_t most = L3__CU_PIECE / (half * (uint32_t)sizeof *out);
+    for (int sine = 0; sine < 2; sine++)
+        for (uint32_t p = 0, n; code == L3_OK && p < s->config.context; p += n) {
+            n = l3__cu_min(most, s->config.context - p);
+            for (uint32_t at = 0; at < n * half; at++) {
+                const double angle = (p + at / half) * pow(s->info.rope_base, -2.0 * (at % half) / s->info.rope_dims);
+                out[at]            = (float)(sine ? sin(angle) : cos(angle));
             }
-            code = l3__cu_send(s, (sine ? s->sines : s->cosines) + (size_t)p * half, out, half * sizeof *out, err);
+            code = l3__cu_send(s, (sine ? s->sines : s->cosines) + (size_t)p * half, out,
+                               (size_t)n * half * sizeof *out, err);
         }
     return code;
 }
@@ -2540,22 +2549,21 @@ L3__CU_HOST int l3__cu_upload_hot(l3_cuda *s, l3__cu_lookup *l, l3_error *err) {
     for (uint32_t t = 0; counts && t < vocab; t++) s->ranks[t] = l3__cu_rank_of(counts[t], t);
     if (code != L3_OK) return code;
     std::sort(s->ranks, s->ranks + vocab);
-    code = l3__cu_error(s, cudaMemsetAsync(l->hot, 0xff, vocab * sizeof(uint32_t), s->main), "preparing hot rows", err);
+    uint32_t *hot = (uint32_t *)(void *)s->piece; /* which holds more than the largest vocabulary */
+    std::fill(hot, hot + vocab, L3__CU_NOWHERE);
     for (uint32_t i = 0; code == L3_OK && i < vocab; i++) {
         const uint32_t token = (uint32_t)s->ranks[i];
         uint32_t       first, n;
         code                 = l3__cu_token_rows(l->layer, (int32_t)token, &first, &n, err);
         const uint64_t bytes = n * l->row_bytes, padded = (bytes + 15) / 16 * 16;
-        const uint32_t at = (uint32_t)(used / 16);
         if (n == 0) continue;
         if (used + padded > room) break;
-        if (code == L3_OK)
-            code = l3__cu_upload_rows(s, &l->layer->rows, first * l->row_bytes, bytes, l->hot_rows + used, true, err);
-        if (code == L3_OK) code = l3__cu_send(s, l->hot + token, &at, sizeof at, err);
+        code       = l3__cu_upload_rows(s, &l->layer->rows, first * l->row_bytes, bytes, l->hot_rows + used, true, err);
+        hot[token] = (uint32_t)(used / 16);
         if (s->is_hot) s->is_hot[(size_t)(l - s->lookups) * vocab + token] = true;
         used += padded;
     }
-    return code;
+    return code == L3_OK ? l3__cu_send(s, l->hot, hot, vocab * sizeof *hot, err) : code;
 }
 
 L3__CU_HOST int l3__cu_upload_lookup(l3_cuda *s, uint32_t i, l3_error *err) {

@@ -10,7 +10,7 @@
 
 /* Whether a failure says so in full. */
 static inline int error_sound(int code, const l3_error *err) {
-    return code < 0 && code >= L3_ERR_SELFTEST && err->code == code && err->text[0] &&
+    return code < 0 && code >= L3_ERR_DEVICE && err->code == code && err->text[0] &&
            memchr(err->text, 0, sizeof err->text);
 }
 

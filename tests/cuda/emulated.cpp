@@ -12,6 +12,12 @@ void     emulated_reset(void) { emulator_reset(); }
 uint64_t emulated_calls(void) { return emulator_calls(); }
 uint64_t emulated_runs(void) { return emulator_runs(); }
 uint64_t emulated_outstanding(void) { return emulator_outstanding(); }
-void     emulated_limit_memory(uint64_t bytes) { emulator_limit_memory(bytes); }
-void     emulated_set_capability(int major, int minor) { emulator_set_capability(major, minor); }
-void     emulated_set_devices(int n) { emulator_set_devices(n); }
+uint64_t emulated_device_bytes(void) { return emulator_device_bytes(); }
+uint64_t emulated_pinned_bytes(void) {
+    uint64_t n = 0;
+    for (const auto &block : emulator.host_memory) n += block.second;
+    return n;
+}
+void emulated_limit_memory(uint64_t bytes) { emulator_limit_memory(bytes); }
+void emulated_set_capability(int major, int minor) { emulator_set_capability(major, minor); }
+void emulated_set_devices(int n) { emulator_set_devices(n); }

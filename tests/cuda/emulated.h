@@ -20,6 +20,9 @@ uint64_t emulated_calls(void);
 uint64_t emulated_runs(void);
 /* Memory, streams, events and graphs that were not given back. */
 uint64_t emulated_outstanding(void);
+/* What is taken now. */
+uint64_t emulated_device_bytes(void);
+uint64_t emulated_pinned_bytes(void);
 /* Device memory that there is. */
 void emulated_limit_memory(uint64_t bytes);
 void emulated_set_capability(int major, int minor);
