@@ -37,7 +37,7 @@ run: $(B)/generate
 
 ## every test, seconds, nothing to download; the last line counts them
 test: all $(TESTS) $(if $(filter tests/test_cuda.sh,$(SCRIPTS)),$(CUDA))
-	@BUILD=$(B) CC="$(CC)" NVCC="$(NVCC)" sh tools/run_tests.sh $(TESTS) $(SCRIPTS)
+	@BUILD=$(B) CC="$(CC)" sh tools/run_tests.sh $(TESTS) $(SCRIPTS)
 
 ## everything for this machine only, in build/native
 native:
@@ -90,7 +90,8 @@ firmware-test: $(B)/generate $(B)/l3-embed $(B)/tests/test_firmware
 	@BUILD=$(B) MAKE="$(MAKE)" sh tests/firmware.sh
 
 ## for NVIDIA GPUs, with nvcc: build/generate-cuda and build/l3-bench-cuda; tools/cuda_check.sh tries them
-cuda: $(B)/generate-cuda $(B)/l3-bench-cuda $(B)/tests/test_cuda_gpu
+cuda: $(if $(NVCC),$(B)/generate-cuda $(B)/l3-bench-cuda $(B)/tests/test_cuda_gpu)
+	@$(if $(NVCC),:,echo "skipped: there is no nvcc")
 .PHONY: cuda
 
 ## remove what was built
