@@ -19,10 +19,10 @@ endif
 
 MODEL    = examples/models/books-l3.gguf
 EXAMPLES = $(patsubst examples/%.c,$(B)/%,$(wildcard examples/*.c))
-TOOLS    = $(patsubst tools/l3_%.c,$(B)/l3-%,$(wildcard tools/l3_*.c))
+TOOLS    = $(patsubst tools/l3_%.c,$(B)/l3-%,$(filter-out tools/l3_bench_cuda.c,$(wildcard tools/l3_*.c)))
 TESTS    = $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/test_*.c))
 SCRIPTS  = $(wildcard tests/test_*.sh)
-CUDA     = $(if $(shell command -v $(CXX)),$(patsubst %,$(B)/tests/cuda/test_%,emulator arithmetic session))
+CUDA     = $(if $(shell command -v $(CXX)),$(patsubst %,$(B)/tests/cuda/%,test_emulator test_arithmetic test_session generate-cuda l3-bench-cuda))
 BOARDS   = $(basename $(notdir $(wildcard examples/firmware/boards/*.mk)))
 
 .PHONY: all run test native sanitize cross fuzz fuzz-clang long sizes clean help
@@ -89,6 +89,10 @@ $(BOARDS:%=firmware-%): firmware-%:
 firmware-test: $(B)/generate $(B)/l3-embed $(B)/tests/test_firmware
 	@BUILD=$(B) MAKE="$(MAKE)" sh tests/firmware.sh
 
+## for NVIDIA GPUs, with nvcc: build/generate-cuda and build/l3-bench-cuda; tools/cuda_check.sh tries them
+cuda: $(B)/generate-cuda $(B)/l3-bench-cuda $(B)/tests/test_cuda_gpu
+.PHONY: cuda
+
 ## remove what was built
 clean:
 	rm -rf build
@@ -109,6 +113,27 @@ $(B)/tests/%.o: tests/%.c | $(B)/tests
 $(B)/tests/test_%: tests/test_%.c $(B)/tests/ref.o $(B)/tests/make_model.o | $(B)/tests
 	$(COMPILE) -MF $@.d $< $(B)/tests/ref.o $(B)/tests/make_model.o -o $@ $(LDFLAGS) $(LIBS)
 
+# Machine code from Turing to Hopper, and PTX for what comes after.
+GPUS       = 75 80 86 89 90
+NVCCFLAGS  = -O3 -std=c++17 -diag-suppress 1675 $(foreach g,$(GPUS),-gencode arch=compute_$(g),code=sm_$(g)) \
+             -gencode arch=compute_90,code=compute_90 -t 0 -Werror all-warnings -Xcompiler -Wall,-Wextra,-Werror -MMD -MP
+CUDA_HOME  = $(patsubst %/bin/nvcc,%,$(NVCC))
+
+$(B)/l3_cuda.o: l3_cuda.cu | $(B)
+	$(NVCC) $(NVCCFLAGS) -MF $@.d -c $< -o $@
+
+$(B)/generate-cuda: examples/generate_cuda.cu $(B)/l3_cuda.o # whose kernels need not be compiled twice
+	$(NVCC) $(NVCCFLAGS) -DL3_CUDA_DECLARATIONS -MF $@.d -c $< -o $@.o
+	$(NVCC) $@.o $(B)/l3_cuda.o -o $@
+
+$(B)/l3-bench-cuda: tools/l3_bench_cuda.c $(B)/l3_cuda.o
+	$(COMPILE) -isystem $(CUDA_HOME)/include -MF $@.d -c $< -o $@.o
+	$(NVCC) $@.o $(B)/l3_cuda.o -o $@ $(LIBS)
+
+$(B)/tests/test_cuda_gpu: tests/cuda/test_session.c $(B)/l3_cuda.o $(B)/tests/make_model.o
+	$(COMPILE) -MF $@.d -c $< -o $@.o
+	$(NVCC) $@.o $(B)/l3_cuda.o $(B)/tests/make_model.o -o $@ $(LIBS)
+
 # CUDA on the CPU
 CXXCOMPILE = $(CXX) $(CFLAGS) -std=gnu++17 -ffp-contract=off -Wall -Wextra -MMD -MP
 
@@ -120,6 +145,12 @@ $(B)/tests/cuda/test_emulator $(B)/tests/cuda/test_arithmetic: $(B)/tests/cuda/%
 
 $(B)/tests/cuda/test_session: tests/cuda/test_session.c $(B)/tests/cuda/emulated.o $(B)/tests/make_model.o | $(B)/tests/cuda
 	$(COMPILE) -DL3_CUDA_EMULATED -MF $@.d $< $(B)/tests/cuda/emulated.o $(B)/tests/make_model.o -o $@ $(LDFLAGS) -lstdc++ $(LIBS)
+
+$(B)/tests/cuda/generate-cuda: examples/generate_cuda.cu | $(B)/tests/cuda
+	$(CXXCOMPILE) $(filter-out -std=%,$(L3FLAGS)) -x c++ -include tests/cuda/emulator.h -MF $@.d $< -o $@ $(LIBS)
+
+$(B)/tests/cuda/l3-bench-cuda: tools/l3_bench_cuda.c $(B)/tests/cuda/emulated.o
+	$(COMPILE) -DL3_NO_SIMD -DL3_CUDA_EMULATED -MF $@.d $< $(B)/tests/cuda/emulated.o -o $@ $(LDFLAGS) -lstdc++ $(LIBS)
 
 $(B)/tests/fuzz_seeds $(B)/tests/long_alloc: $(B)/tests/%: tests/%.c $(B)/tests/make_model.o | $(B)/tests
 	$(COMPILE) -MF $@.d $< $(B)/tests/make_model.o -o $@ $(LDFLAGS) $(LIBS)

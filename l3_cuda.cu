@@ -173,6 +173,7 @@ L3_API int l3_cuda_get_stats(l3_cuda *gpu, l3_cuda_stats *stats, l3_error *err);
 #define L3__CU_FN   static __device__ __forceinline__
 #define L3__CU_HOST static L3__UNUSED
 
+/* A loop whose steps are written out, so that arrays stay in registers. */
 #if defined(__CUDACC__)
 #define L3__CU_UNROLL       _Pragma("unroll")
 #define L3__CU_TEXT(x)      #x
@@ -181,6 +182,7 @@ L3_API int l3_cuda_get_stats(l3_cuda *gpu, l3_cuda_stats *stats, l3_error *err);
 #define L3__CU_UNROLL
 #define L3__CU_UNROLL_BY(n)
 #endif
+#define L3__CU_EACH(i, n) L3__CU_UNROLL for (uint32_t i = 0; i < (n); i++)
 #ifndef CUDART_CB /* how the driver calls host functions */
 #define CUDART_CB
 #endif
@@ -375,26 +377,18 @@ template <int T> L3__CU_FN uint16_t l3__cu_load_scale(const l3__cu_matrix &w, ui
 /* Four whole numbers of a word: bytes from -128 to 127, or nibbles (of the low or high halves) less 8. Bytes become the last
  * bits of floats from 2^23 on: converting them costs more on a GPU. */
 L3__CU_FN void l3__cu_bytes4(uint32_t word, float v[4]) {
-#if defined(__CUDA_ARCH__)
-    word ^= 0x80808080u;
+    word ^= 0x80808080u; /* bytes from 0 to 255: 2^23 + 128 too much */
     v[0] = __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7440)) - 8388736.0f;
     v[1] = __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7441)) - 8388736.0f;
     v[2] = __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7442)) - 8388736.0f;
     v[3] = __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7443)) - 8388736.0f;
-#else
-    for (int i = 0; i < 4; i++) v[i] = (float)(int8_t)(word >> (8 * i) & 255);
-#endif
 }
 L3__CU_FN void l3__cu_nibbles4(uint32_t word, uint32_t shift, float v[4]) {
     word = word >> shift & 0x0f0f0f0fu;
-#if defined(__CUDA_ARCH__)
     v[0] = __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7440)) - 8388616.0f;
     v[1] = __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7441)) - 8388616.0f;
     v[2] = __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7442)) - 8388616.0f;
     v[3] = __uint_as_float(__byte_perm(word, 0x4b000000u, 0x7443)) - 8388616.0f;
-#else
-    for (int i = 0; i < 4; i++) v[i] = (float)(word >> (8 * i) & 255) - 8;
-#endif
 }
 
 /* Elements 4 q ... 4 q + 3 of a group, without its scale. */
@@ -420,8 +414,7 @@ template <int T> L3__CU_FN void l3__cu_four(const uint4 &w, uint32_t q, float v[
 template <int T>
 L3__CU_FN float l3__cu_dot(const uint4 &w, uint16_t scale, const float4 *x, uint32_t g, uint32_t groups, float sum) {
     float part = l3__cu_scaled(T) ? 0 : sum;
-    L3__CU_UNROLL
-    for (uint32_t q = 0; q < l3__cu_group<T>::n / 4; q++) {
+    L3__CU_EACH (q, l3__cu_group<T>::n / 4) {
         const float4 a = x[q * groups + g];
         float        v[4];
         l3__cu_four<T>(w, q, v);
@@ -543,47 +536,61 @@ L3__CU_FN void l3__cu_stage(const l3__cu_product &p, uint32_t first, uint32_t k0
     }
 }
 
-/* For N positions a block: each warp takes two rows and reads them once; lanes take groups in turn. Sums are made in the same
- * order whatever N is. Block: 256 threads. */
+/* Groups of two rows that are on their way. */
+template <int T> struct l3__cu_ahead {
+    uint4    w[2][L3__CU_AHEAD];
+    uint16_t scale[2][L3__CU_AHEAD];
+};
+
+/* Starts reading groups g, g + 32 ... of rows a and b, as far as they are below `end`. */
+template <int T>
+L3__CU_FN void l3__cu_read_ahead(l3__cu_ahead<T> *to, const l3__cu_matrix &m, uint32_t a, uint32_t b, uint32_t g,
+                                 uint32_t end) {
+    L3__CU_EACH (u, L3__CU_AHEAD) {
+        if (g + 32 * u >= end) continue;
+        to->w[0][u]     = l3__cu_load<T>(m, a, g + 32 * u);
+        to->w[1][u]     = l3__cu_load<T>(m, b, g + 32 * u);
+        to->scale[0][u] = l3__cu_load_scale<T>(m, a, g + 32 * u);
+        to->scale[1][u] = l3__cu_load_scale<T>(m, b, g + 32 * u);
+    }
+}
+
+/* For N positions a block: each warp takes two rows and reads them once; lanes take groups in turn. Weights are on their way
+ * while activations are still normalized. Sums are made in the same order whatever N is. Block: 256 threads. */
 template <int T, int N> __global__ void __launch_bounds__(256) l3__cu_matvec(l3__cu_product p) {
     extern __shared__ unsigned char l3__shared[];
     float                          *room = (float *)l3__shared, *shared = room + 32;
+    const uint32_t                  G = l3__cu_group<T>::n, all = p.w.ld / G;
     const uint32_t                  warp = threadIdx.x / 32, lane = threadIdx.x % 32, first = blockIdx.y * N;
     const uint32_t                  out_rows = p.gated ? p.w.rows / 2 : p.w.rows, step = p.gated ? 1 : 2;
     const uint32_t                  r0 = (blockIdx.x * 8 + warp) * step, r1 = p.gated ? r0 + out_rows : r0 + 1;
     const uint32_t                  a = l3__cu_min(r0, p.w.rows - 1), b = l3__cu_min(r1, p.w.rows - 1);
     const uint32_t                  chunk = l3__cu_min(L3__CU_CHUNK / N, p.w.ld);
+    l3__cu_ahead<T>                 ahead;
     float                           sum[2][N], rms[N];
+    l3__cu_read_ahead<T>(&ahead, p.w, a, b, lane, chunk / G);
     for (uint32_t i = 0; i < N; i++) {
         sum[0][i] = sum[1][i] = 0;
         rms[i]                = 1;
         if (p.normalize && first + i < p.n)
             rms[i] = l3__cu_rms(p.x + (size_t)(first + i) * p.x_ld, p.w.cols, p.epsilon, room);
     }
-    for (uint32_t k0 = 0; k0 < p.w.ld; k0 += chunk) {
-        const uint32_t count = l3__cu_min(chunk, p.w.ld - k0), groups = count / l3__cu_group<T>::n;
-        const uint32_t g0 = k0 / l3__cu_group<T>::n;
+    for (uint32_t k0 = 0; k0 < p.w.ld; k0 += chunk) { /* more than one chunk: every lane has groups in each */
+        const uint32_t count = l3__cu_min(chunk, p.w.ld - k0), groups = count / G, g0 = k0 / G;
         __syncthreads();
         l3__cu_stage<T, N>(p, first, k0, count, rms, shared);
         __syncthreads();
         for (uint32_t g = lane; g < groups; g += 32 * L3__CU_AHEAD) {
-            uint4    w[2][L3__CU_AHEAD];
-            uint16_t scale[2][L3__CU_AHEAD];
-            L3__CU_UNROLL
-            for (uint32_t u = 0; u < L3__CU_AHEAD; u++)
-                if (g + 32 * u < groups) {
-                    w[0][u]     = l3__cu_load<T>(p.w, a, g0 + g + 32 * u);
-                    w[1][u]     = l3__cu_load<T>(p.w, b, g0 + g + 32 * u);
-                    scale[0][u] = l3__cu_load_scale<T>(p.w, a, g0 + g + 32 * u);
-                    scale[1][u] = l3__cu_load_scale<T>(p.w, b, g0 + g + 32 * u);
-                }
-            L3__CU_UNROLL
-            for (uint32_t u = 0; u < L3__CU_AHEAD; u++)
-                if (g + 32 * u < groups) L3__CU_UNROLL
-            for (uint32_t i = 0; i < N; i++)
-                for (uint32_t r = 0; r < 2; r++)
-                    sum[r][i] = l3__cu_dot<T>(w[r][u], scale[r][u], (const float4 *)(shared + i * count), g + 32 * u,
-                                              groups, sum[r][i]);
+            L3__CU_EACH (u, L3__CU_AHEAD) {
+                if (g + 32 * u >= groups) continue;
+                L3__CU_EACH (i, N)
+                    for (uint32_t r = 0; r < 2; r++)
+                        sum[r][i] = l3__cu_dot<T>(ahead.w[r][u], ahead.scale[r][u],
+                                                  (const float4 *)(shared + i * count), g + 32 * u, groups, sum[r][i]);
+            }
+            const uint32_t next = g + 32 * L3__CU_AHEAD;
+            if (next < groups) l3__cu_read_ahead<T>(&ahead, p.w, a, b, g0 + next, g0 + groups);
+            else l3__cu_read_ahead<T>(&ahead, p.w, a, b, g0 + groups + lane, l3__cu_min(g0 + groups + chunk / G, all));
         }
     }
     for (uint32_t i = 0; i < N; i++) {
@@ -695,21 +702,33 @@ L3__CU_FN uint32_t l3__cu_pair(float low, float high, bool bf16) {
     return l3__cu_to_half(low, bf16) | (uint32_t)l3__cu_to_half(high, bf16) << 16;
 }
 
-/* Two bytes of a word, from 0 to 255, less `less`, times a scale in f16: rounded once. */
-L3__CU_FN uint32_t l3__cu_scaled_pair(uint32_t word, uint32_t which, uint32_t less, uint16_t scale) {
+/* Two halves less two others, and times two others. */
+L3__CU_FN uint32_t l3__cu_sub2(uint32_t a, uint32_t b) {
 #if defined(__CUDA_ARCH__)
-    const uint32_t ones = which ? __byte_perm(word, 0x64646464u, 0x4342) : __byte_perm(word, 0x64646464u, 0x4140);
-    const uint32_t off = (0x6400u + less) * 0x10001u, by = scale * 0x10001u; /* f16 0x6400 is 1024 */
-    uint32_t       v;
-    asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(v) : "r"(ones), "r"(off));
-    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(v) : "r"(v), "r"(by));
+    uint32_t v;
+    asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(v) : "r"(a), "r"(b));
     return v;
 #else
-    const float s   = l3__cu_from_f16(scale);
-    const int   low = (int)(word >> (16 * which) & 255) - (int)less,
-              high  = (int)(word >> (16 * which + 8) & 255) - (int)less;
-    return l3__cu_pair((float)low * s, (float)high * s, false);
+    return l3__cu_pair(l3__cu_from_f16((uint16_t)a) - l3__cu_from_f16((uint16_t)b),
+                       l3__cu_from_f16((uint16_t)(a >> 16)) - l3__cu_from_f16((uint16_t)(b >> 16)), false);
 #endif
+}
+L3__CU_FN uint32_t l3__cu_mul2(uint32_t a, uint32_t b) {
+#if defined(__CUDA_ARCH__)
+    uint32_t v;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(v) : "r"(a), "r"(b));
+    return v;
+#else
+    return l3__cu_pair(l3__cu_from_f16((uint16_t)a) * l3__cu_from_f16((uint16_t)b),
+                       l3__cu_from_f16((uint16_t)(a >> 16)) * l3__cu_from_f16((uint16_t)(b >> 16)), false);
+#endif
+}
+
+/* Two bytes of a word, from 0 to 255, less `less`, times a scale in f16: rounded once. As the last bits of f16 from 1024
+ * (0x6400) on they need no conversion. */
+L3__CU_FN uint32_t l3__cu_scaled_pair(uint32_t word, uint32_t which, uint32_t less, uint16_t scale) {
+    const uint32_t v = which ? __byte_perm(word, 0x64646464u, 0x4342) : __byte_perm(word, 0x64646464u, 0x4140);
+    return l3__cu_mul2(l3__cu_sub2(v, (0x6400u + less) * 0x10001u), scale * 0x10001u);
 }
 
 /* Elements 8 s ... 8 s + 7 of a group as four pairs of halves. */
@@ -748,32 +767,29 @@ template <int T, int M, int N> __global__ void __launch_bounds__(256) l3__cu_str
     const uint32_t                  warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const uint32_t                  row0 = blockIdx.x * 16 * M, first = blockIdx.y * 8 * N;
     float                           c[M][N][4];
-    for (uint32_t m = 0; m < M; m++)
-        for (uint32_t j = 0; j < N; j++)
-            for (uint32_t i = 0; i < 4; i++) c[m][j][i] = 0;
+    L3__CU_EACH (m, M)
+        L3__CU_EACH (j, N)
+            L3__CU_EACH (i, 4) c[m][j][i] = 0;
     L3__CU_UNROLL_BY(2)
     for (uint32_t k = warp; k < p.w.ld / (4 * E); k += 8) {
         uint4    w[M][2];
         uint16_t scale[M][2];
-        L3__CU_UNROLL
-        for (uint32_t m = 0; m < M; m++)
-            for (uint32_t h = 0; h < 2; h++) {
+        L3__CU_EACH (m, M)
+            L3__CU_EACH (h, 2) {
                 const uint32_t row = l3__cu_min(row0 + 16 * m + 8 * h + g, p.w.rows - 1);
                 w[m][h]            = l3__cu_load<T>(p.w, row, 4 * k + t);
                 scale[m][h]        = l3__cu_load_scale<T>(p.w, row, 4 * k + t);
             }
-        L3__CU_UNROLL
-        for (uint32_t s = 0; s < E / 8; s++) {
+        L3__CU_EACH (s, E / 8) {
             uint32_t a[M][2][4];
-            for (uint32_t m = 0; m < M; m++)
-                for (uint32_t h = 0; h < 2; h++) l3__cu_pairs<T>(w[m][h], scale[m][h], s, a[m][h]);
-            L3__CU_UNROLL
-            for (uint32_t j = 0; j < N; j++) {
+            L3__CU_EACH (m, M)
+                L3__CU_EACH (h, 2) l3__cu_pairs<T>(w[m][h], scale[m][h], s, a[m][h]);
+            L3__CU_EACH (j, N) {
                 const uint32_t position = l3__cu_min(first + 8 * j + g, p.n - 1);
                 const uint4    x        = *(const uint4 *)(q.x + (size_t)position * p.w.ld + (4 * k + t) * E + 8 * s);
                 const uint32_t b[4]     = {x.x, x.y, x.z, x.w};
-                for (uint32_t m = 0; m < M; m++)
-                    for (uint32_t i = 0; i < 2; i++) {
+                L3__CU_EACH (m, M)
+                    L3__CU_EACH (i, 2) {
                         const uint32_t f[4] = {a[m][0][2 * i], a[m][1][2 * i], a[m][0][2 * i + 1], a[m][1][2 * i + 1]};
                         l3__cu_mma<T == L3_BF16>(c[m][j], f, b + 2 * i);
                     }
@@ -786,16 +802,15 @@ template <int T, int M, int N> __global__ void __launch_bounds__(256) l3__cu_str
         float *mine = room + (size_t)(warp % half) * M * N * 128;
         __syncthreads();
         if (warp >= half && warp < 2 * half)
-            for (uint32_t i = 0; i < M * N * 4; i++) mine[i * 32 + lane] = (&c[0][0][0])[i];
+            L3__CU_EACH (i, M * N * 4) mine[i * 32 + lane] = (&c[0][0][0])[i];
         __syncthreads();
         if (warp < half)
-            for (uint32_t i = 0; i < M * N * 4; i++) (&c[0][0][0])[i] += mine[i * 32 + lane];
+            L3__CU_EACH (i, M * N * 4) (&c[0][0][0])[i] += mine[i * 32 + lane];
     }
     if (warp != 0) return;
-    for (uint32_t m = 0; m < M; m++)
-        for (uint32_t j = 0; j < N; j++)
-            for (uint32_t i = 0; i < 4; i++)
-                l3__cu_put(p, first + 8 * j + 2 * t + i % 2, row0 + 16 * m + g + i / 2 * 8, c[m][j][i]);
+    L3__CU_EACH (m, M)
+        L3__CU_EACH (j, N)
+            L3__CU_EACH (i, 4) l3__cu_put(p, first + 8 * j + 2 * t + i % 2, row0 + 16 * m + g + i / 2 * 8, c[m][j][i]);
 }
 
 #define L3__CU_TILE_ROWS 128u
@@ -816,39 +831,35 @@ template <int T, int P> __global__ void __launch_bounds__(256) l3__cu_tile(l3__c
     float          c[2][P / 16][4];
     uint4          w[W], x[X];
     uint16_t       scale[W];
-    for (uint32_t m = 0; m < 2; m++)
-        for (uint32_t j = 0; j < P / 16; j++)
-            for (uint32_t i = 0; i < 4; i++) c[m][j][i] = 0;
+    L3__CU_EACH (m, 2)
+        L3__CU_EACH (j, P / 16)
+            L3__CU_EACH (i, 4) c[m][j][i] = 0;
     for (uint32_t k = 0; k <= p.w.ld / L3__CU_TILE_K; k++) {
         __syncthreads(); /* the last columns are done with */
         if (k > 0) {
-            L3__CU_UNROLL
-            for (uint32_t i = 0; i < W; i++) {
+            L3__CU_EACH (i, W) {
                 const uint32_t at = threadIdx.x + 256 * i;
                 uint16_t      *to = ws + at / per_row * L3__CU_TILE_LD + at % per_row * E;
-                for (uint32_t s = 0; s < E / 8; s++) {
+                L3__CU_EACH (s, E / 8) {
                     uint32_t pairs[4];
                     l3__cu_pairs<T>(w[i], scale[i], s, pairs);
                     *(uint4 *)(to + 8 * s) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
                 }
             }
-            L3__CU_UNROLL
-            for (uint32_t i = 0; i < X; i++) {
+            L3__CU_EACH (i, X) {
                 const uint32_t at                                     = threadIdx.x + 256 * i;
                 *(uint4 *)(xs + at / 8 * L3__CU_TILE_LD + at % 8 * 8) = x[i];
             }
         }
         __syncthreads();
         if (k < p.w.ld / L3__CU_TILE_K) {
-            L3__CU_UNROLL
-            for (uint32_t i = 0; i < W; i++) {
+            L3__CU_EACH (i, W) {
                 const uint32_t at  = threadIdx.x + 256 * i;
                 const uint32_t row = l3__cu_min(row0 + at / per_row, p.w.rows - 1);
                 w[i]               = l3__cu_load<T>(p.w, row, k * per_row + at % per_row);
                 scale[i]           = l3__cu_load_scale<T>(p.w, row, k * per_row + at % per_row);
             }
-            L3__CU_UNROLL
-            for (uint32_t i = 0; i < X; i++) {
+            L3__CU_EACH (i, X) {
                 const uint32_t at       = threadIdx.x + 256 * i;
                 const uint32_t position = l3__cu_min(first + at / 8, p.n - 1);
                 x[i] = *(const uint4 *)(q.x + (size_t)position * p.w.ld + k * L3__CU_TILE_K + at % 8 * 8);
@@ -858,18 +869,17 @@ template <int T, int P> __global__ void __launch_bounds__(256) l3__cu_tile(l3__c
         L3__CU_UNROLL
         for (uint32_t kk = 0; kk < L3__CU_TILE_K; kk += 16) {
             uint32_t a[2][4], b[P / 32][4];
-            for (uint32_t m = 0; m < 2; m++)
-                l3__cu_tiles(a[m], ws + (wm + 16 * m + lane % 16) * L3__CU_TILE_LD + kk + lane / 16 * 8);
-            for (uint32_t j = 0; j < P / 32; j++)
+            L3__CU_EACH (m, 2) l3__cu_tiles(a[m], ws + (wm + 16 * m + lane % 16) * L3__CU_TILE_LD + kk + lane / 16 * 8);
+            L3__CU_EACH (j, P / 32)
                 l3__cu_tiles(b[j],
                              xs + (wn + 16 * j + lane / 16 * 8 + lane % 8) * L3__CU_TILE_LD + kk + lane / 8 % 2 * 8);
-            for (uint32_t m = 0; m < 2; m++)
-                for (uint32_t j = 0; j < P / 16; j++) l3__cu_mma<T == L3_BF16>(c[m][j], a[m], b[j / 2] + j % 2 * 2);
+            L3__CU_EACH (m, 2)
+                L3__CU_EACH (j, P / 16) l3__cu_mma<T == L3_BF16>(c[m][j], a[m], b[j / 2] + j % 2 * 2);
         }
     }
-    for (uint32_t m = 0; m < 2; m++)
-        for (uint32_t j = 0; j < P / 16; j++)
-            for (uint32_t i = 0; i < 4; i++)
+    L3__CU_EACH (m, 2)
+        L3__CU_EACH (j, P / 16)
+            L3__CU_EACH (i, 4)
                 l3__cu_put(p, first + wn + 8 * j + lane % 4 * 2 + i % 2, row0 + wm + 16 * m + lane / 4 + i / 2 * 8,
                            c[m][j][i]);
 }
@@ -1118,10 +1128,9 @@ template <int D> __global__ void __launch_bounds__(128) l3__cu_prefill_attend(l3
         keys[r * LD + k]  = l3__cu_to_f16(in ? l3__cu_query(a, first + r, head)[k] * scale : 0.0f);
     }
     __syncthreads();
-    for (uint32_t k = 0; k < D / 16; k++)
-        l3__cu_tiles(q[k], keys + (16 * warp + lane % 16) * LD + 16 * k + lane / 16 * 8);
-    for (uint32_t k = 0; k < D / 8; k++)
-        for (uint32_t i = 0; i < 4; i++) o[k][i] = 0;
+    L3__CU_EACH (k, D / 16) l3__cu_tiles(q[k], keys + (16 * warp + lane % 16) * LD + 16 * k + lane / 16 * 8);
+    L3__CU_EACH (k, D / 8)
+        L3__CU_EACH (i, 4) o[k][i] = 0;
     for (uint32_t t0 = 0; t0 <= last; t0 += L3__CU_QUERIES) {
         __syncthreads();
         for (uint32_t at = threadIdx.x; at < L3__CU_QUERIES * (D / 8); at += blockDim.x) {
@@ -1134,33 +1143,32 @@ template <int D> __global__ void __launch_bounds__(128) l3__cu_prefill_attend(l3
         }
         __syncthreads();
         float s[8][4];
-        for (uint32_t j = 0; j < 8; j++)
-            for (uint32_t i = 0; i < 4; i++) s[j][i] = 0;
-        L3__CU_UNROLL
-        for (uint32_t k = 0; k < D / 16; k++)
-            for (uint32_t j = 0; j < 4; j++) {
+        L3__CU_EACH (j, 8)
+            L3__CU_EACH (i, 4) s[j][i] = 0;
+        L3__CU_EACH (k, D / 16)
+            L3__CU_EACH (j, 4) {
                 uint32_t b[4];
                 l3__cu_tiles(b, keys + (16 * j + lane / 16 * 8 + lane % 8) * LD + 16 * k + lane / 8 % 2 * 8);
                 l3__cu_mma<false>(s[2 * j], q[k], b);
                 l3__cu_mma<false>(s[2 * j + 1], q[k], b + 2);
             }
-        for (uint32_t half = 0; half < 2; half++) { /* rows g and g + 8 */
+        L3__CU_EACH (half, 2) { /* rows g and g + 8 */
             const uint32_t own  = position0 + first + 16 * warp + g + 8 * half;
             float          peak = high[half];
-            for (uint32_t j = 0; j < 8; j++)
-                for (uint32_t i = 2 * half; i < 2 * half + 2; i++) {
-                    if (t0 + 8 * j + 2 * t + i % 2 > own) s[j][i] = L3__CU_MINUS_INFINITY;
-                    peak = fmaxf(peak, s[j][i]);
-                }
+            L3__CU_EACH (j, 8) L3__CU_UNROLL
+            for (uint32_t i = 2 * half; i < 2 * half + 2; i++) {
+                if (t0 + 8 * j + 2 * t + i % 2 > own) s[j][i] = L3__CU_MINUS_INFINITY;
+                peak = fmaxf(peak, s[j][i]);
+            }
             peak               = fmaxf(peak, __shfl_xor_sync(~0u, peak, 1));
             peak               = fmaxf(peak, __shfl_xor_sync(~0u, peak, 2));
             const float shrink = l3__cu_exp(high[half] - peak);
             high[half]         = peak;
             total[half] *= shrink;
-            for (uint32_t k = 0; k < D / 8; k++)
-                for (uint32_t i = 2 * half; i < 2 * half + 2; i++) o[k][i] *= shrink;
-            for (uint32_t j = 0; j < 8; j++)
-                for (uint32_t i = 2 * half; i < 2 * half + 2; i++) total[half] += s[j][i] = l3__cu_exp(s[j][i] - peak);
+            L3__CU_EACH (k, D / 8) L3__CU_UNROLL
+            for (uint32_t i = 2 * half; i < 2 * half + 2; i++) o[k][i] *= shrink;
+            L3__CU_EACH (j, 8) L3__CU_UNROLL
+            for (uint32_t i = 2 * half; i < 2 * half + 2; i++) total[half] += s[j][i] = l3__cu_exp(s[j][i] - peak);
         }
         L3__CU_UNROLL
         for (uint32_t j = 0; j < 4;
@@ -1169,7 +1177,7 @@ template <int D> __global__ void __launch_bounds__(128) l3__cu_prefill_attend(l3
                                    l3__cu_pair(s[2 * j][2], s[2 * j][3], false),
                                    l3__cu_pair(s[2 * j + 1][0], s[2 * j + 1][1], false),
                                    l3__cu_pair(s[2 * j + 1][2], s[2 * j + 1][3], false)};
-            for (uint32_t k = 0; k < D / 16; k++) {
+            L3__CU_EACH (k, D / 16) {
                 uint32_t b[4];
                 l3__cu_tiles_turned(b, values + (16 * j + lane / 8 % 2 * 8 + lane % 8) * LD + 16 * k + lane / 16 * 8);
                 l3__cu_mma<false>(o[2 * k], p, b);
@@ -1177,12 +1185,12 @@ template <int D> __global__ void __launch_bounds__(128) l3__cu_prefill_attend(l3
             }
         }
     }
-    for (uint32_t half = 0; half < 2; half++) {
+    L3__CU_EACH (half, 2) {
         const uint32_t i = first + 16 * warp + g + 8 * half;
         total[half] += __shfl_xor_sync(~0u, total[half], 1);
         total[half] += __shfl_xor_sync(~0u, total[half], 2);
         for (uint32_t k = 0; i < a.n && k < D / 8; k++)
-            for (uint32_t j = 0; j < 2; j++)
+            L3__CU_EACH (j, 2)
                 if (8 * k + 2 * t + j < a.head_dim)
                     a.out[((size_t)i * a.n_heads + head) * a.head_dim + 8 * k + 2 * t + j] =
                         o[k][2 * half + j] / total[half];
@@ -1254,11 +1262,11 @@ L3__CU_FN void l3__cu_sums(uint32_t *v, uint32_t n) {
     __syncthreads();
 }
 
-/* Units of staging that a token's rows take: none if they are hot or used where they are. */
+/* Units of staging that a token's rows take: none if they are hot, too many, or used where they are. */
 L3__CU_BOTH uint32_t l3__cu_units_of(const l3__cu_table &t, int32_t token, uint32_t first, uint32_t n) {
     if (!t.staging || n == 0 || (t.hot && t.hot[token] != L3__CU_NOWHERE)) return 0;
     const uint64_t bytes = (uint64_t)n * t.row_bytes;
-    if (bytes > (uint64_t)t.units * 16) return t.units + 1; /* never fits */
+    if (bytes > (uint64_t)t.units * 16) return 0;
     return l3__cu_units(t.gathered ? 0 : (uint64_t)(uintptr_t)t.rows + (uint64_t)first * t.row_bytes, bytes);
 }
 
@@ -1338,11 +1346,9 @@ __global__ void __launch_bounds__(256)
         const uint32_t at    = (uint32_t)(((const unsigned char *)to - table.staging) / 16 % threads);
         for (uint32_t u = (own + threads - at) % threads; u < units; u += 4 * threads) {
             uint4 v[4];
-            L3__CU_UNROLL
-            for (uint32_t k = 0; k < 4; k++)
+            L3__CU_EACH (k, 4)
                 if (u + k * threads < units) v[k] = from[u + k * threads];
-            L3__CU_UNROLL
-            for (uint32_t k = 0; k < 4; k++)
+            L3__CU_EACH (k, 4)
                 if (u + k * threads < units) to[u + k * threads] = v[k];
         }
     }
@@ -1361,43 +1367,40 @@ typedef struct l3__cu_rows_attention {
     float    *out;      /* (n, value_length) */
 } l3__cu_rows_attention;
 
-#define L3__CU_TOGETHER \
-    4u /* positions of a token that share each read of its rows, and rows that share each read of them */
+/* Positions of a token that share each read of its rows; and rows of a warp. */
+#define L3__CU_TOGETHER 4u
 
-/* scores (L3__CU_TOGETHER, 32) of rows r0 ... r0 + count - 1 with up to L3__CU_TOGETHER positions. */
-template <int T, bool ALIGNED>
+/* Scores (P, 32) of `count` rows with n <= P positions: each warp has four rows, so that 8 warps have all. */
+template <int T, bool ALIGNED, int P>
 L3__CU_FN void l3__cu_row_scores(const l3__cu_rows_attention &a, const unsigned char *rows, uint32_t count,
                                  const uint32_t *positions, uint32_t n, float *scores) {
-    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    for (uint32_t r0 = warp * L3__CU_TOGETHER; r0 < count; r0 += 4 * L3__CU_TOGETHER) {
-        float sum[L3__CU_TOGETHER][L3__CU_TOGETHER], square[L3__CU_TOGETHER];
-        for (uint32_t r = 0; r < L3__CU_TOGETHER; r++) {
-            square[r] = 0;
-            for (uint32_t p = 0; p < L3__CU_TOGETHER; p++) sum[r][p] = 0;
-        }
-        for (uint32_t k = lane * 8; k < a.key_length; k += 256) {
-            float q[L3__CU_TOGETHER][8], v[8];
-            for (uint32_t p = 0; p < L3__CU_TOGETHER; p++) /* what is not there is the first once more */
-                l3__cu_eight<L3_F32, true>(
-                    (const unsigned char *)(a.query + (size_t)positions[p < n ? p : 0] * a.query_ld), k, a.query_ld,
-                    q[p]);
-            L3__CU_UNROLL
-            for (uint32_t r = 0; r < L3__CU_TOGETHER; r++) {
-                const uint32_t row = l3__cu_min(r0 + r, count - 1);
-                l3__cu_eight<T, ALIGNED>(rows + (size_t)row * a.row_bytes, k, a.key_length, v);
-                for (uint32_t i = 0; i < 8; i++) {
-                    square[r] = fmaf(v[i], v[i], square[r]);
-                    for (uint32_t p = 0; p < L3__CU_TOGETHER; p++) sum[r][p] = fmaf(v[i], q[p][i], sum[r][p]);
-                }
+    const uint32_t r0 = threadIdx.x / 32 * L3__CU_TOGETHER, lane = threadIdx.x % 32;
+    float          sum[L3__CU_TOGETHER][P], square[L3__CU_TOGETHER];
+    if (r0 >= count) return;
+    L3__CU_EACH (r, L3__CU_TOGETHER) {
+        square[r] = 0;
+        L3__CU_EACH (p, P) sum[r][p] = 0;
+    }
+    L3__CU_UNROLL_BY(2)
+    for (uint32_t k = lane * 8; k < a.key_length; k += 256) {
+        float q[P][8], v[L3__CU_TOGETHER][8];
+        L3__CU_EACH (r, L3__CU_TOGETHER) /* what is not there is the last once more */
+            l3__cu_eight<T, ALIGNED>(rows + (size_t)l3__cu_min(r0 + r, count - 1) * a.row_bytes, k, a.key_length, v[r]);
+        L3__CU_EACH (p, P)
+            l3__cu_eight<L3_F32, true>((const unsigned char *)(a.query + (size_t)positions[p < n ? p : 0] * a.query_ld),
+                                       k, a.query_ld, q[p]);
+        L3__CU_EACH (r, L3__CU_TOGETHER)
+            L3__CU_EACH (i, 8) {
+                square[r] = fmaf(v[r][i], v[r][i], square[r]);
+                L3__CU_EACH (p, P) sum[r][p] = fmaf(v[r][i], q[p][i], sum[r][p]);
             }
-        }
-        for (uint32_t r = 0; r < L3__CU_TOGETHER; r++) {
-            float scale = a.score_scale;
-            if (a.key_norm) scale *= 1.0f / sqrtf(l3__cu_warp_sum(square[r]) / (float)a.key_length + a.epsilon);
-            for (uint32_t p = 0; p < L3__CU_TOGETHER; p++) {
-                const float s = l3__cu_warp_sum(sum[r][p]);
-                if (lane == 0 && r0 + r < count) scores[p * 32 + r0 + r] = s * scale;
-            }
+    }
+    L3__CU_EACH (r, L3__CU_TOGETHER) {
+        float scale = a.score_scale;
+        if (a.key_norm) scale *= 1.0f / sqrtf(l3__cu_warp_sum(square[r]) / (float)a.key_length + a.epsilon);
+        L3__CU_EACH (p, P) {
+            const float s = l3__cu_warp_sum(sum[r][p]);
+            if (lane == 0 && r0 + r < count) scores[p * 32 + r0 + r] = s * scale;
         }
     }
 }
@@ -1419,12 +1422,50 @@ L3__CU_FN void l3__cu_row_softmax(float *scores, uint32_t count, bool begins, fl
     peak[p]   = high;
 }
 
-/* A block: some rows of one token for all positions that have it, keys and values read once for L3__CU_TOGETHER of them. The
- * last block of a token puts the parts together. Block: 128 threads; grid: (splits, n). */
-template <int T, bool ALIGNED> __global__ void __launch_bounds__(128) l3__cu_attend_rows(l3__cu_rows_attention a) {
+/* Values of `count` rows, weighed by exponentials, are added to the partial sums of n <= P positions: eight columns a thread;
+ * where half of the threads are enough for that, the others take every second row. room: (P, value_length) floats then. */
+template <int T, bool ALIGNED, int P>
+L3__CU_FN void l3__cu_weigh_rows(const l3__cu_rows_attention &a, const unsigned char *rows, uint32_t count,
+                                 const uint32_t *positions, uint32_t n, uint32_t split, bool begins,
+                                 const float *scores, const float *shrink, float *room) {
+    const uint32_t teams = a.value_length <= 1024 ? 2 : 1, threads = blockDim.x / teams, team = threadIdx.x / threads;
+    for (uint32_t k0 = 0; k0 < a.value_length; k0 += 8 * threads) {
+        const uint32_t k = k0 + threadIdx.x % threads * 8;
+        float          sum[P][8];
+        L3__CU_EACH (p, P)
+            L3__CU_EACH (i, 8) sum[p][i] = 0;
+        L3__CU_UNROLL_BY(4)
+        for (uint32_t j = team; k < a.value_length && j < count; j += teams) {
+            float v[8];
+            l3__cu_eight<T, ALIGNED>(rows + (size_t)j * a.row_bytes + a.value_at, k, a.value_length, v);
+            L3__CU_EACH (p, P)
+                L3__CU_EACH (i, 8) sum[p][i] = fmaf(scores[p * 32 + j], v[i], sum[p][i]);
+        }
+        if (teams == 2) {
+            L3__CU_EACH (p, P)
+                L3__CU_EACH (i, 8)
+                    if (team == 1 && k + i < a.value_length) room[p * a.value_length + k + i] = sum[p][i];
+            __syncthreads();
+        }
+        L3__CU_EACH (p, P) {
+            if (team != 0 || p >= n) continue;
+            float *to = a.partials + ((size_t)positions[p] * a.splits + split) * (a.value_length + 2) + k;
+            L3__CU_EACH (i, 8) {
+                if (k + i >= a.value_length) continue;
+                const float v = teams == 2 ? sum[p][i] + room[p * a.value_length + k + i] : sum[p][i];
+                to[i]         = begins ? v : fmaf(to[i], shrink[p], v);
+            }
+        }
+    }
+}
+
+/* A block: some rows of one token for all positions that have it, keys and values read once for P of them. The last block of a
+ * token puts the parts together. Sums are made in the same order whatever P is. Block: 256 threads; grid: (splits, n). */
+template <int T, bool ALIGNED, int P>
+__global__ void __launch_bounds__(256) l3__cu_attend_rows(l3__cu_rows_attention a) {
     extern __shared__ unsigned char l3__shared[];
-    float         *scores = (float *)l3__shared, *peak = scores + L3__CU_TOGETHER * 32, *total = peak + L3__CU_TOGETHER;
-    float         *shrink = total + L3__CU_TOGETHER;
+    float         *scores = (float *)l3__shared, *peak = scores + P * 32, *total = peak + P, *shrink = total + P;
+    float         *room  = shrink + P + 1;
     const uint32_t group = blockIdx.y, split = blockIdx.x;
     if (group >= *a.n_groups) return;
     const l3__cu_rows r     = a.rows[group];
@@ -1434,32 +1475,18 @@ template <int T, bool ALIGNED> __global__ void __launch_bounds__(128) l3__cu_att
         for (uint32_t at = threadIdx.x; at < (r.end - r.begin) * a.value_length; at += blockDim.x)
             a.out[(size_t)a.order[r.begin + at / a.value_length] * a.value_length + at % a.value_length] = 0;
     if (begin >= r.n) return;
-    for (uint32_t p0 = r.begin; p0 < r.end; p0 += L3__CU_TOGETHER) {
-        const uint32_t n = l3__cu_min(L3__CU_TOGETHER, r.end - p0);
+    for (uint32_t p0 = r.begin; p0 < r.end; p0 += P) {
+        const uint32_t n = l3__cu_min(P, r.end - p0);
         for (uint32_t row = begin; row < end; row += 32) {
             const uint32_t       count = l3__cu_min(32, end - row);
             const unsigned char *rows  = r.rows + (size_t)row * a.row_bytes;
             __syncthreads();
-            l3__cu_row_scores<T, ALIGNED>(a, rows, count, a.order + p0, n, scores);
+            l3__cu_row_scores<T, ALIGNED, P>(a, rows, count, a.order + p0, n, scores);
             __syncthreads();
-            l3__cu_row_softmax(scores, count, row == begin, peak, total, shrink);
+            if (threadIdx.x / 32 < P) l3__cu_row_softmax(scores, count, row == begin, peak, total, shrink);
             __syncthreads();
-            for (uint32_t k = threadIdx.x * 8; k < a.value_length; k += 8 * blockDim.x) {
-                float sum[L3__CU_TOGETHER][8], v[8];
-                for (uint32_t p = 0; p < L3__CU_TOGETHER; p++)
-                    for (uint32_t i = 0; i < 8; i++) sum[p][i] = 0;
-                L3__CU_UNROLL_BY(4)
-                for (uint32_t j = 0; j < count; j++) {
-                    l3__cu_eight<T, ALIGNED>(rows + (size_t)j * a.row_bytes + a.value_at, k, a.value_length, v);
-                    for (uint32_t p = 0; p < L3__CU_TOGETHER; p++)
-                        for (uint32_t i = 0; i < 8; i++) sum[p][i] = fmaf(scores[p * 32 + j], v[i], sum[p][i]);
-                }
-                for (uint32_t p = 0; p < n; p++) {
-                    float *to = a.partials + ((size_t)a.order[p0 + p] * a.splits + split) * part + k;
-                    for (uint32_t i = 0; i < 8 && k + i < a.value_length; i++)
-                        to[i] = row == begin ? sum[p][i] : fmaf(to[i], shrink[p], sum[p][i]);
-                }
-            }
+            l3__cu_weigh_rows<T, ALIGNED, P>(a, rows, count, a.order + p0, n, split, row == begin, scores, shrink,
+                                             room);
         }
         if (threadIdx.x < n) {
             float *to = a.partials + ((size_t)a.order[p0 + threadIdx.x] * a.splits + split) * part + a.value_length;
@@ -1467,12 +1494,14 @@ template <int T, bool ALIGNED> __global__ void __launch_bounds__(128) l3__cu_att
         }
     }
     const uint32_t blocks = l3__cu_ceil(r.n, a.rows_split);
-    if (!l3__cu_last(a.arrived + group, blocks, (uint32_t *)(shrink + L3__CU_TOGETHER))) return;
+    if (!l3__cu_last(a.arrived + group, blocks, (uint32_t *)(shrink + P))) return;
     for (uint32_t p = r.begin; p < r.end; p++)
         l3__cu_merge(a.partials + (size_t)a.order[p] * a.splits * part, part, blocks, a.value_length,
                      a.out + (size_t)a.order[p] * a.value_length);
 }
-#define L3__CU_ATTEND_ROWS_SHARED (sizeof(float) * (L3__CU_TOGETHER * 35 + 1))
+L3__CU_BOTH size_t l3__cu_attend_rows_shared(uint32_t positions, uint32_t value_length) {
+    return sizeof(float) * (positions * (35 + (size_t)(value_length <= 1024 ? value_length : 0)) + 1);
+}
 
 /* What W_mix is multiplied with: norm(u), then x. */
 typedef struct l3__cu_mixing {
@@ -1900,7 +1929,7 @@ template <class T> static void l3__cu_take(l3__cu_arena *a, T **to, uint64_t cou
     a->used += count * sizeof(T);
 }
 
-/* The type that a tensor has on the device. */
+/* The type that a tensor has on the device. Q6_K is only read: it becomes the smallest type that holds its numbers well enough. */
 L3__CU_HOST int l3__cu_device_type(const l3_cuda *s, int type) {
     if (type == L3_Q6_K) return s->config.mode == L3_EXACT ? L3_F32 : L3_F16;
     return type == L3_BF16 && !s->tensor_bf16 && s->config.mode == L3_FAST ? L3_F16 : type;
@@ -2614,6 +2643,8 @@ template <int T> static l3__cu_plan l3__cu_plan_of(uint32_t n) {
     if (n <= 8) return {l3__cu_stream<T, 1, 1>, 8, 16, 4 * 1 * 512};
     if (n <= 16) return {l3__cu_stream<T, 1, 2>, 16, 16, 4 * 2 * 512};
     if (n <= 32) return {l3__cu_stream<T, 2, 4>, 32, 32, 4 * 8 * 512};
+    if (n <= 64 && T == L3_Q4_0)
+        return {l3__cu_stream<T, 1, 8>, 64, 16, 4 * 8 * 512}; /* two would need too many registers */
     if (n <= 64) return {l3__cu_stream<T, 2, 8>, 64, 32, 4 * 16 * 512};
     return {l3__cu_tile<T, 128>, 128, L3__CU_TILE_ROWS, (L3__CU_TILE_ROWS + 128) * L3__CU_TILE_LD * sizeof(uint16_t)};
 }
@@ -2775,13 +2806,17 @@ L3__CU_HOST void l3__cu_run_lookup(l3_cuda *s, uint32_t i, const l3__cu_pass *pa
     a.out          = s->sums;
     if (pass->trace) L3__CU_GIVE(s, cudaEventRecord(s->events[2 + 2 * i], s->main));
     L3__CU_GIVE(s, cudaStreamWaitEvent(s->main, s->events[3 + 2 * i], 0));
-    const dim3 grid(s->row_splits, n);
-    if (l3__cu_rows_aligned(l))
-        l3__cu_launch(s, grid, 128, L3__CU_ATTEND_ROWS_SHARED,
-                      L3__CU_BY_ROW_TYPE(y->rows.type, l3__cu_attend_rows, L3__CU_COMMA true), a);
-    else
-        l3__cu_launch(s, grid, 128, L3__CU_ATTEND_ROWS_SHARED,
-                      L3__CU_BY_ROW_TYPE(y->rows.type, l3__cu_attend_rows, L3__CU_COMMA false), a);
+    const dim3     grid(s->row_splits, n);
+    const uint32_t together = n == 1 ? 1 : L3__CU_TOGETHER;
+    const size_t   shared   = l3__cu_attend_rows_shared(together, y->value_length);
+    const bool     aligned  = l3__cu_rows_aligned(l);
+    l3__cu_launch(s, grid, 256, shared,
+                  n == 1 && aligned
+                      ? L3__CU_BY_ROW_TYPE(y->rows.type, l3__cu_attend_rows, L3__CU_COMMA true L3__CU_COMMA 1)
+                  : n == 1  ? L3__CU_BY_ROW_TYPE(y->rows.type, l3__cu_attend_rows, L3__CU_COMMA false L3__CU_COMMA 1)
+                  : aligned ? L3__CU_BY_ROW_TYPE(y->rows.type, l3__cu_attend_rows, L3__CU_COMMA true L3__CU_COMMA 4)
+                            : L3__CU_BY_ROW_TYPE(y->rows.type, l3__cu_attend_rows, L3__CU_COMMA false L3__CU_COMMA 4),
+                  a);
     if (l->up.rows) l3__cu_multiply(s, l3__cu_product_of(&l->up, s->sums, y->value_length, n, s->up, up), false);
     l3__cu_mixing m = {
         l->up.rows ? s->up : s->sums, s->x, up, x->dim, l->up_norm, l->up_bias, y->layer_norm, y->norm_epsilon, s->mix};

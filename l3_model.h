@@ -456,8 +456,11 @@ L3__FN void l3__scan_number(l3__scan *s, l3_gguf_key *k) {
     case L3_GGUF_F64: memcpy(&k->number, &u, 8); return;
     case L3_GGUF_I8:
     case L3_GGUF_I16:
-    case L3_GGUF_I32: u = (u ^ sign) - sign; /* extends the sign */ /* fall through */
-    case L3_GGUF_I64: k->number = u >> 63 ? -(double)(~u + 1) : (double)u; break;
+    case L3_GGUF_I32:
+    case L3_GGUF_I64:
+        u         = (u ^ sign) - sign; /* extends the sign */
+        k->number = u >> 63 ? -(double)(~u + 1) : (double)u;
+        break;
     default: k->number = (double)u;
     }
     k->integer = u;

@@ -1,12 +1,12 @@
 #!/bin/sh
-# generate-cuda and l3-bench-cuda where there is no GPU, built with tests/cuda_emulator.h: the text of generate in exact mode
+# generate-cuda and l3-bench-cuda where there is no GPU, built with tests/cuda/emulator.h: the text of generate in exact mode
 # wherever tables are, exit codes, figures for every place, and tools/cuda_check.sh on a machine without a GPU. The programs
-# are $BUILD/tests/generate-cuda and $BUILD/tests/l3-bench-cuda.
+# are $BUILD/tests/cuda/generate-cuda and $BUILD/tests/cuda/l3-bench-cuda.
 # shellcheck disable=SC2016 # conditions are evaluated later, by check
 set -u
 cd "$(dirname "$0")/.." || exit 1
 build=${BUILD:-build}
-cuda=$build/tests/generate-cuda bench=$build/tests/l3-bench-cuda
+cuda=$build/tests/cuda/generate-cuda bench=$build/tests/cuda/l3-bench-cuda
 model=examples/models/stories-l3-small.gguf
 work=$(mktemp -d) || exit 1
 trap 'rm -rf "$work"' EXIT
