@@ -432,8 +432,9 @@ static void check_groups(uint32_t n, uint32_t vocab, bool gathered, uint32_t uni
             } else if (count) {
                 const uint32_t need = l3__cu_units(gathered ? 0 : (uintptr_t)lie, count * 34ull);
                 if (gathered) lie = t[1].rows + 16 * (size_t)at;
-                at              = count * 34ull > 16ull * units ? at + units + 1 : at + need;
-                const bool fits = at <= units;
+                const bool small = count * 34ull <= 16ull * units; /* what is larger takes no room of others' */
+                at += small ? need : 0;
+                const bool fits = small && at <= units;
                 bad += fits ? x.from != lie || x.rows != t[1].staging + 16 * (size_t)(at - need) + ((uintptr_t)lie & 15)
                             : x.from != NULL || (!gathered && x.rows != lie);
                 bytes[fits ? 2 : 3] += count * 34ull;
