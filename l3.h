@@ -1890,6 +1890,14 @@ L3__OP __m512 l3__from_f16_avx512(const uint8_t *p) { return _mm512_cvtph_ps(l3_
 L3__OP __m512 l3__from_bf16_avx512(const uint8_t *p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(l3__bytes32(p)), 16));
 }
+/* The first n of 16; zeros behind. */
+L3__OP __m256i l3__part16_avx512(const uint8_t *p, uint32_t n) {
+    return _mm256_maskz_loadu_epi16((__mmask16)(n < 16 ? (1u << n) - 1 : 0xffff), p);
+}
+L3__OP __m512 l3__part_f16_avx512(const uint8_t *p, uint32_t n) { return _mm512_cvtph_ps(l3__part16_avx512(p, n)); }
+L3__OP __m512 l3__part_bf16_avx512(const uint8_t *p, uint32_t n) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(l3__part16_avx512(p, n)), 16));
+}
 L3__OP __m512 l3__from_i8_avx512(const uint8_t *p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(l3__bytes16(p))); }
 L3__OP __m512 l3__from_q4_avx512(const uint8_t *q, uint32_t j) {
     const __m512i w = _mm512_cvtepu8_epi32(l3__bytes16(q));
@@ -5364,13 +5372,17 @@ L3__PART void L3__K(weights32)(const int type, const uint8_t *row, uint32_t firs
 /* Elements first ... first + n - 1 of a row, and zeros behind them; types without blocks. Lanes never hold -0, so adding 0 to
  * them changes nothing. */
 L3__PART L3__VF L3__K(some)(const int type, const uint8_t *row, uint32_t first, uint32_t n) {
-    float       v[L3__W] = {0};
-    const void *p        = row + (size_t)first * 4;
+    const void *p = row + (size_t)first * 4;
     if (type == L3_F32) return L3__K(load_part)((const float *)p, n);
+#if L3__W == 16 /* small heads have less than a vector */
+    return type == L3_F16 ? L3__K(part_f16)(row + (size_t)first * 2, n) : L3__K(part_bf16)(row + (size_t)first * 2, n);
+#else
+    float v[L3__W] = {0};
     if (n >= L3__W)
         return type == L3_F16 ? L3__K(from_f16)(row + (size_t)first * 2) : L3__K(from_bf16)(row + (size_t)first * 2);
     l3__unpacker(type)(row, first, n, v);
     return L3__K(load)(v);
+#endif
 }
 
 /* The last n < 32 elements of a row of Q8_0 in a KV cache, with zeros behind. */
@@ -5451,6 +5463,15 @@ L3__PART void L3__K(matmul)(const int type, const uint8_t *w, size_t row_bytes, 
 #endif
         for (; !alone && r + 4 <= rows; r += 4)
             L3__K(dots)(type, w + r * row_bytes, row_bytes, cols, x + p * xs, xs, 4, 1, y + p * ys + r, ys);
+#if L3__W == 16 /* one sum, of a vector at a time, is slower than memory: two rows, far from each other, are two streams */
+        const uint32_t half = rows / 2;
+        for (; alone && type != L3_F32 && r < half; r++) {
+            float two[2];
+            L3__K(dots)(type, w + r * row_bytes, half * row_bytes, cols, x + p * xs, xs, 2, 1, two, 0);
+            y[p * ys + r] = two[0], y[p * ys + half + r] = two[1];
+        }
+        if (alone && type != L3_F32) r = 2 * half;
+#endif
         for (; r < rows; r++)
             L3__K(dots)(type, w + r * row_bytes, row_bytes, cols, x + p * xs, xs, 1, 1, y + p * ys + r, ys);
     }
