@@ -18,8 +18,8 @@
  * Whole program: examples/generate_cuda.cu.
  *
  * SWITCHES  L3_CUDA_DECLARATIONS  in a file that nvcc compiles: the declarations alone
- * MEMORY    One block of the caller's on the host, one of device memory and two of pinned memory, all taken in
- *           l3_cuda_open() and none later. What the driver needs for itself is not counted.
+ * MEMORY    One block of the caller's on the host, one of device memory and one of pinned memory, all taken in
+ *           l3_cuda_open() and none later. What the driver needs for itself, for graphs too, is not counted.
  * ERRORS    As in l3.h. L3_ERR_DEVICE is an error of CUDA, whose number is in l3_error.io; after one that the device does not
  *           recover from, every call gives it, and l3_cuda_close() still frees everything.
  * THREADS   One thread at a time for each object; several objects, on one device or several, may be used at once.
@@ -27,7 +27,7 @@
  *           L3_EXACT floats are multiplied and added as floats, in an order that depends on nothing else: the same bits however
  *           a text is split into calls and sequences into batches. In L3_FAST two or more positions at once go through tensor
  *           cores, with activations rounded to f16 (bf16 for BF16 weights) and sums in floats. Q6_K weights are kept as f16,
- *           in L3_EXACT as floats.
+ *           in L3_EXACT as floats; BF16 ones as f16 where a device has no tensor cores for them (before 8.0).
  *
  * Sections: >>session, then the implementation: >>arithmetic >>types >>products >>tensor >>attention >>lookup >>choice
  *           >>device >>layout >>upload >>passes >>calls
@@ -67,9 +67,9 @@ typedef struct l3_cuda_config {
     /* Device memory into which a step's other rows are fetched, for each lookup layer; rows that have no room are read over the
      * bus as they are needed. 0: 64 MiB, or what `batch` tokens need at most where that is less. */
     uint64_t staging_bytes;
-    const uint32_t
-        *counts;   /* (vocab,) how often tokens come, to choose the hot ones; NULL: those with most rows. Not kept */
-    bool no_graph; /* launch kernels one by one */
+    /* (vocab,) how often tokens come, to choose the hot ones; NULL: those with most rows. Not kept. */
+    const uint32_t *counts;
+    bool            no_graph; /* launch kernels one by one */
 } l3_cuda_config;
 
 /* Bytes by purpose. */
@@ -119,12 +119,12 @@ L3_API const char *l3_cuda_name(const l3_cuda *gpu);
  * every sequence is where it was before the call. L3_ERR_ARGUMENT, L3_ERR_CONTEXT, L3_ERR_TOKEN, L3_ERR_IO, L3_ERR_DEVICE. */
 L3_API int l3_cuda_prefill(l3_cuda *gpu, uint32_t sequence, const int32_t *tokens, uint32_t n, float *all,
                            l3_error *err);
-/* Appends tokens[i] to sequences[i] (all different; NULL: 0 ... n - 1), n <= batch, weights being read once for all. */
+/* Appends tokens[i] to sequences[i] (all different; NULL: 0 ... n - 1), weights being read once for all. */
 L3_API int l3_cuda_decode(l3_cuda *gpu, const uint32_t *sequences, const int32_t *tokens, uint32_t n, l3_error *err);
 /* The same `steps` times, the GPU choosing each next token itself: out (steps, n) gets the tokens chosen, of which the last
  * ones are not yet appended. sampling: NULL or temperature 0 for the highest logit; else top_k from 1 to 1024. The choice is
  * l3_sample()'s on the same logits; sequence i draws with seed + i, and its generator goes on from call to call until the
- * sequence is emptied. Does not stop at EOS: l3_truncate what is too much. L3_ERR_NUMBER: no finite logit. */
+ * sequence is emptied. Does not stop at EOS: l3_cuda_truncate() takes back what is too much. L3_ERR_NUMBER: no finite logit. */
 L3_API int l3_cuda_generate(l3_cuda *gpu, const uint32_t *sequences, const int32_t *tokens, uint32_t n, uint32_t steps,
                             const l3_sampling *sampling, int32_t *out, l3_error *err);
 /* Copies the logits after the last token of a sequence to logits (vocab,): of the last call that appended to it.
@@ -558,16 +558,16 @@ L3__CU_FN void l3__cu_read_ahead(l3__cu_ahead<T> *to, const l3__cu_matrix &m, ui
 /* For N positions a block: each warp takes two rows and reads them once; lanes take groups in turn. Weights are on their way
  * while activations are still normalized. Sums are made in the same order whatever N is. Block: 256 threads. */
 template <int T, int N> __global__ void __launch_bounds__(256) l3__cu_matvec(l3__cu_product p) {
-    extern __shared__ unsigned char l3__shared[];
-    float                          *room = (float *)l3__shared, *shared = room + 32;
-    const uint32_t                  G = l3__cu_group<T>::n, all = p.w.ld / G;
-    const uint32_t                  warp = threadIdx.x / 32, lane = threadIdx.x % 32, first = blockIdx.y * N;
-    const uint32_t                  out_rows = p.gated ? p.w.rows / 2 : p.w.rows, step = p.gated ? 1 : 2;
-    const uint32_t                  r0 = (blockIdx.x * 8 + warp) * step, r1 = p.gated ? r0 + out_rows : r0 + 1;
-    const uint32_t                  a = l3__cu_min(r0, p.w.rows - 1), b = l3__cu_min(r1, p.w.rows - 1);
-    const uint32_t                  chunk = l3__cu_min(L3__CU_CHUNK / N, p.w.ld);
-    l3__cu_ahead<T>                 ahead;
-    float                           sum[2][N], rms[N];
+    extern __shared__ __align__(16) unsigned char l3__shared[];
+    float                                        *room = (float *)l3__shared, *shared = room + 32;
+    const uint32_t                                G = l3__cu_group<T>::n, all = p.w.ld / G;
+    const uint32_t  warp = threadIdx.x / 32, lane = threadIdx.x % 32, first = blockIdx.y * N;
+    const uint32_t  out_rows = p.gated ? p.w.rows / 2 : p.w.rows, step = p.gated ? 1 : 2;
+    const uint32_t  r0 = (blockIdx.x * 8 + warp) * step, r1 = p.gated ? r0 + out_rows : r0 + 1;
+    const uint32_t  a = l3__cu_min(r0, p.w.rows - 1), b = l3__cu_min(r1, p.w.rows - 1);
+    const uint32_t  chunk = l3__cu_min(L3__CU_CHUNK / N, p.w.ld);
+    l3__cu_ahead<T> ahead;
+    float           sum[2][N], rms[N];
     l3__cu_read_ahead<T>(&ahead, p.w, a, b, lane, chunk / G);
     for (uint32_t i = 0; i < N; i++) {
         sum[0][i] = sum[1][i] = 0;
@@ -618,9 +618,9 @@ typedef struct l3__cu_halves {
 } l3__cu_halves;
 
 __global__ void __launch_bounds__(256) l3__cu_make_halves(l3__cu_halves h) {
-    extern __shared__ unsigned char l3__shared[];
-    const float                    *x   = h.x + (size_t)blockIdx.x * h.x_ld;
-    const float                     rms = h.normalize ? l3__cu_rms(x, h.cols, h.epsilon, (float *)l3__shared) : 1.0f;
+    extern __shared__ __align__(16) unsigned char l3__shared[];
+    const float                                  *x = h.x + (size_t)blockIdx.x * h.x_ld;
+    const float rms = h.normalize ? l3__cu_rms(x, h.cols, h.epsilon, (float *)l3__shared) : 1.0f;
     for (uint32_t k = threadIdx.x; k < h.ld; k += blockDim.x) {
         float v = k < h.cols ? x[k] : 0;
         if (h.normalize && k < h.cols) v = l3__cu_mul(l3__cu_mul(v, rms), h.norm ? h.norm[k] : 1.0f);
@@ -761,12 +761,12 @@ L3__CU_FN void l3__cu_put(const l3__cu_product &p, uint32_t position, uint32_t r
  * same 16 M rows, straight from memory into fragments, for 8 N positions. As the order of columns does not matter to a
  * product, each lane's 16 bytes are columns that belong together. Block: 256 threads. */
 template <int T, int M, int N> __global__ void __launch_bounds__(256) l3__cu_stream(l3__cu_tensor_product q) {
-    extern __shared__ unsigned char l3__shared[];
-    const l3__cu_product           &p    = q.p;
-    const uint32_t                  E    = l3__cu_group<T>::n;
-    const uint32_t                  warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const uint32_t                  row0 = blockIdx.x * 16 * M, first = blockIdx.y * 8 * N;
-    float                           c[M][N][4];
+    extern __shared__ __align__(16) unsigned char l3__shared[];
+    const l3__cu_product                         &p = q.p;
+    const uint32_t                                E = l3__cu_group<T>::n;
+    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const uint32_t row0 = blockIdx.x * 16 * M, first = blockIdx.y * 8 * N;
+    float          c[M][N][4];
     L3__CU_EACH (m, M)
         L3__CU_EACH (j, N)
             L3__CU_EACH (i, 4) c[m][j][i] = 0;
@@ -820,8 +820,8 @@ template <int T, int M, int N> __global__ void __launch_bounds__(256) l3__cu_str
 /* For many positions: 128 rows by P positions a block, 64 columns at a time through shared memory, the next ones on their way
  * in registers. Warps: four of 32 rows by two of P / 2 positions. Block: 256 threads. */
 template <int T, int P> __global__ void __launch_bounds__(256) l3__cu_tile(l3__cu_tensor_product q) {
-    extern __shared__ unsigned char l3__shared[];
-    const l3__cu_product           &p = q.p;
+    extern __shared__ __align__(16) unsigned char l3__shared[];
+    const l3__cu_product                         &p = q.p;
     const uint32_t E = l3__cu_group<T>::n, per_row = L3__CU_TILE_K / E, W = L3__CU_TILE_ROWS * per_row / 256,
                    X  = P / 32;
     uint16_t      *ws = (uint16_t *)l3__shared, *xs = ws + L3__CU_TILE_ROWS * L3__CU_TILE_LD;
@@ -1047,9 +1047,9 @@ L3__CU_BOTH size_t l3__cu_attend_shared(uint32_t ld) {
 /* A block: one position and head of keys, the queries that share it, L3__CU_SPLIT positions of the text. The last block of a
  * position and head puts the parts together, always in the same order. Block: 128 threads; grid: (splits, n_kv_heads, n). */
 __global__ void __launch_bounds__(128) l3__cu_attend(l3__cu_attention a) {
-    extern __shared__ unsigned char l3__shared[];
-    const uint32_t                  i = a.first + blockIdx.z, kv = blockIdx.y, split = blockIdx.x, ld = a.cache.ld;
-    const uint32_t                  length = a.in.positions[i] + 1, splits = l3__cu_ceil(length, L3__CU_SPLIT),
+    extern __shared__ __align__(16) unsigned char l3__shared[];
+    const uint32_t i = a.first + blockIdx.z, kv = blockIdx.y, split = blockIdx.x, ld = a.cache.ld;
+    const uint32_t length = a.in.positions[i] + 1, splits = l3__cu_ceil(length, L3__CU_SPLIT),
                    t0    = split * L3__CU_SPLIT;
     const uint32_t share = a.n_heads / a.cache.n_kv_heads;
     const size_t   part  = a.head_dim + 2;
@@ -1112,10 +1112,10 @@ L3__CU_FN uint4 l3__cu_cache_halves(const l3__cu_cache &c, const unsigned char *
  * softmax (Milakov, Gimelshein 2018; tiles as in FlashAttention, Dao et al. 2022). D: head_dim rounded up to 64 or 128.
  * Block: 128 threads, of which each warp has 16 positions; grid: (n / 64 rounded up, n_heads). */
 template <int D> __global__ void __launch_bounds__(128) l3__cu_prefill_attend(l3__cu_attention a) {
-    extern __shared__ unsigned char l3__shared[];
-    const uint32_t                  LD   = D + 8; /* halves of a row in shared memory */
-    uint16_t                       *keys = (uint16_t *)l3__shared, *values = keys + L3__CU_QUERIES * LD;
-    const uint32_t                  warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    extern __shared__ __align__(16) unsigned char l3__shared[];
+    const uint32_t                                LD   = D + 8; /* halves of a row in shared memory */
+    uint16_t                                     *keys = (uint16_t *)l3__shared, *values = keys + L3__CU_QUERIES * LD;
+    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const uint32_t first = blockIdx.x * L3__CU_QUERIES, head = blockIdx.y, kv = head / (a.n_heads / a.cache.n_kv_heads);
     const uint32_t position0 = a.in.positions[0], sequence = a.in.sequences[0];
     const uint32_t last  = position0 + l3__cu_min(first + L3__CU_QUERIES, a.n) - 1;
@@ -1201,10 +1201,9 @@ template <int D> __global__ void __launch_bounds__(128) l3__cu_prefill_attend(l3
 
 /* Where a lookup layer's table is. */
 typedef struct l3__cu_table {
-    const int32_t *offsets; /* (vocab + 1,) on the device */
-    const unsigned char
-        *rows; /* the table, on the device or in pinned memory; or, of L3_CUDA_SOURCE, what a step gathered */
-    const uint32_t      *hot; /* (vocab,) units of 16 bytes into hot_rows, or L3__CU_NOWHERE; NULL: none is hot */
+    const int32_t       *offsets; /* (vocab + 1,) on the device */
+    const unsigned char *rows;    /* on the device or in pinned memory; of L3_CUDA_SOURCE what a step gathered */
+    const uint32_t      *hot;     /* (vocab,) units of 16 bytes into hot_rows, or L3__CU_NOWHERE; NULL: none is hot */
     const unsigned char *hot_rows;
     unsigned char       *staging; /* where rows are fetched to; NULL: they are used where they are */
     uint32_t             units;   /* of 16 bytes in staging */
@@ -1296,9 +1295,9 @@ L3__CU_BOTH size_t l3__cu_group_shared(uint32_t n) { return 3 * sizeof(uint32_t)
 
 /* Sorts the positions of a pass by token and finds each distinct token's rows in every layer. One block of 1024 threads. */
 __global__ void __launch_bounds__(1024) l3__cu_group_tokens(l3__cu_grouping a) {
-    extern __shared__ unsigned char l3__shared[];
-    const uint32_t                  all  = l3__cu_power(a.n);
-    uint32_t                       *keys = (uint32_t *)l3__shared, *sums = keys + all, *begins = sums + all;
+    extern __shared__ __align__(16) unsigned char l3__shared[];
+    const uint32_t                                all = l3__cu_power(a.n);
+    uint32_t *keys = (uint32_t *)l3__shared, *sums = keys + all, *begins = sums + all;
     for (uint32_t i = threadIdx.x; i < all; i += blockDim.x)
         keys[i] = i < a.n ? l3__cu_key(a.tokens[i], i) : L3__CU_NOWHERE;
     l3__cu_sort(keys, all);
@@ -1463,7 +1462,7 @@ L3__CU_FN void l3__cu_weigh_rows(const l3__cu_rows_attention &a, const unsigned 
  * token puts the parts together. Sums are made in the same order whatever P is. Block: 256 threads; grid: (splits, n). */
 template <int T, bool ALIGNED, int P>
 __global__ void __launch_bounds__(256) l3__cu_attend_rows(l3__cu_rows_attention a) {
-    extern __shared__ unsigned char l3__shared[];
+    extern __shared__ __align__(16) unsigned char l3__shared[];
     float         *scores = (float *)l3__shared, *peak = scores + P * 32, *total = peak + P, *shrink = total + P;
     float         *room  = shrink + P + 1;
     const uint32_t group = blockIdx.y, split = blockIdx.x;
@@ -1514,10 +1513,10 @@ typedef struct l3__cu_mixing {
 } l3__cu_mixing;
 
 __global__ void __launch_bounds__(256) l3__cu_fill_mix(l3__cu_mixing m) {
-    extern __shared__ unsigned char l3__shared[];
-    const float                    *u    = m.u + (size_t)blockIdx.x * m.up_length;
-    float                          *out  = m.out + (size_t)blockIdx.x * (m.up_length + m.dim);
-    float                          *room = (float *)l3__shared, mean = 0, sum = 0;
+    extern __shared__ __align__(16) unsigned char l3__shared[];
+    const float                                  *u    = m.u + (size_t)blockIdx.x * m.up_length;
+    float                                        *out  = m.out + (size_t)blockIdx.x * (m.up_length + m.dim);
+    float                                        *room = (float *)l3__shared, mean = 0, sum = 0;
     if (m.layer_norm) {
         for (uint32_t k = threadIdx.x; k < m.up_length; k += blockDim.x) mean += u[k];
         mean = l3__cu_block_sum(mean, room) / (float)m.up_length;
@@ -1712,11 +1711,11 @@ L3__CU_BOTH uint32_t l3__cu_draw(const float *relative, uint32_t n, uint64_t *st
 
 /* The next token of each sequence, which becomes the next step's. A block of 1024 threads a sequence. */
 __global__ void __launch_bounds__(1024) l3__cu_choose(l3__cu_choice a) {
-    extern __shared__ unsigned char l3__shared[];
-    l3__cu_choosing                *c = (l3__cu_choosing *)l3__shared;
-    const l3__cu_sampling           s = *a.sampling;
-    const uint32_t                  i = blockIdx.x, sequence = a.sequences[i], length = a.positions[i] + 1;
-    const float                    *logits = a.logits + (size_t)sequence * a.vocab;
+    extern __shared__ __align__(16) unsigned char l3__shared[];
+    l3__cu_choosing                              *c = (l3__cu_choosing *)l3__shared;
+    const l3__cu_sampling                         s = *a.sampling;
+    const uint32_t i = blockIdx.x, sequence = a.sequences[i], length = a.positions[i] + 1;
+    const float   *logits   = a.logits + (size_t)sequence * a.vocab;
     const uint32_t n_recent = s.repeat_penalty < 1 || s.repeat_penalty > 1 ? l3__cu_min(s.repeat_last_n, length) : 0;
     for (uint32_t k = threadIdx.x; k < n_recent; k += blockDim.x)
         c->recent[k] = a.history[(size_t)sequence * a.context + length - n_recent + k];
