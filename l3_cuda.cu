@@ -922,13 +922,15 @@ L3__CU_FN float *l3__cu_query(const l3__cu_attention &a, uint32_t i, uint32_t he
     return a.qkv + ((size_t)i * (a.n_heads + 2 * a.cache.n_kv_heads) + head) * a.head_dim;
 }
 
-/* Queries and keys are rotated in adjacent pairs (RoPE: Su et al. 2021); keys and values go to the cache. A block a position. */
+/* Queries and keys are rotated in adjacent pairs (RoPE: Su et al. 2021); keys and values go to the cache.
+ * Grid: (n, blocks for all pairs). */
 __global__ void __launch_bounds__(256) l3__cu_rope(l3__cu_attention a) {
     const uint32_t i = blockIdx.x, n_kv = a.cache.n_kv_heads, pairs = a.cache.ld / 2;
     const uint32_t sequence = a.in.sequences[i], position = a.in.positions[i];
     const float   *cosines = a.cosines + (size_t)position * (a.rope_dims / 2);
     const float   *sines   = a.sines + (size_t)position * (a.rope_dims / 2);
-    for (uint32_t at = threadIdx.x; at < (a.n_heads + 2 * n_kv) * pairs; at += blockDim.x) {
+    for (uint32_t at = blockIdx.y * blockDim.x + threadIdx.x; at < (a.n_heads + 2 * n_kv) * pairs;
+         at += gridDim.y * blockDim.x) {
         const uint32_t head = at / pairs, k = at % pairs * 2;
         float         *x = l3__cu_query(a, i, head);
         float          u = k < a.head_dim ? x[k] : 0, v = k + 1 < a.head_dim ? x[k + 1] : 0;
@@ -2735,8 +2737,9 @@ L3__CU_HOST void l3__cu_attend_all(l3_cuda *s, uint32_t block, const l3__cu_pass
     const l3__cu_cache cache = {
         s->keys + block * size, s->values + block * size, s->config.sequences,        x->n_kv_heads,
         s->config.context,      l3__cu_head_ld(x),        s->config.kv_type == L3_F16};
-    a.cache = cache;
-    l3__cu_launch(s, pass->n, 256, 0, l3__cu_rope, a);
+    a.cache              = cache;
+    const uint32_t pairs = (x->n_heads + 2 * x->n_kv_heads) * (a.cache.ld / 2);
+    l3__cu_launch(s, dim3(pass->n, l3__cu_ceil(pairs, 256)), 256, 0, l3__cu_rope, a);
     if (pass->one_text && pass->n > 1 && s->config.mode == L3_FAST && x->head_dim <= 128) {
         const dim3   grid(l3__cu_ceil(pass->n, L3__CU_QUERIES), x->n_heads);
         const size_t shared = 2 * L3__CU_QUERIES * ((x->head_dim <= 64 ? 64 : 128) + 8) * sizeof(uint16_t);
@@ -2965,6 +2968,7 @@ L3__CU_HOST uint32_t l3__cu_splits_for(const l3_cuda *s, uint32_t length) {
 /* >>calls ---------------------------------------------------------------------------------------------------------- */
 
 L3__CU_HOST int l3__cu_allocate(l3_cuda *s, l3_error *err) {
+    int   last = 0, first = 0;
     void *device = NULL, *pinned = NULL;
     int   code = l3__cu_error(s, cudaMalloc(&device, s->memory.device), "device memory", err);
     s->arena   = (unsigned char *)device;
@@ -2979,8 +2983,9 @@ L3__CU_HOST int l3__cu_allocate(l3_cuda *s, l3_error *err) {
                            "the host cannot give %llu bytes of pinned memory", (unsigned long long)s->memory.pinned);
     if (code == L3_OK)
         code = l3__cu_error(s, cudaStreamCreateWithFlags(&s->main, cudaStreamNonBlocking), "a stream", err);
-    if (code == L3_OK)
-        code = l3__cu_error(s, cudaStreamCreateWithFlags(&s->side, cudaStreamNonBlocking), "a stream", err);
+    if (code == L3_OK) code = l3__cu_error(s, cudaDeviceGetStreamPriorityRange(&last, &first), "a stream", err);
+    if (code == L3_OK) /* its few blocks go first, so that rows are under way before the others take all room */
+        code = l3__cu_error(s, cudaStreamCreateWithPriority(&s->side, cudaStreamNonBlocking, first), "a stream", err);
     for (uint32_t i = 0; code == L3_OK && i < 2 * s->info.n_lookups + 2; i++)
         code = l3__cu_error(s, cudaEventCreateWithFlags(&s->events[i], cudaEventDefault), "an event", err);
     return code;

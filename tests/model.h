@@ -156,6 +156,18 @@ static inline int32_t *random_ids(test_rng *r, uint32_t vocab, uint32_t n) {
     return ids;
 }
 
+/* Logits after every position (n, vocab), in one prefill on the CPU, in exact mode. */
+static inline float *logits_of(const l3_model *model, const int32_t *ids, uint32_t n) {
+    float   *all = new_floats(n, l3_model_info(model)->vocab);
+    l3_error err;
+    seat     s;
+    if (CHECK_EQ(seat_open(&s, model, NULL, &err), L3_OK)) {
+        CHECK_EQ(l3_prefill(s.session, ids, n, all, &err), L3_OK);
+        seat_close(&s);
+    }
+    return all;
+}
+
 /* The lowest ID of the highest logit. */
 static inline int32_t best(const float *logits, uint32_t vocab) {
     uint32_t at = 0;

@@ -15,18 +15,6 @@
 
 /* ---- logits ---- */
 
-/* Logits after every position (n, vocab), in one prefill. */
-static float *logits_of(const l3_model *model, const int32_t *ids, uint32_t n) {
-    float   *all = new_floats(n, l3_model_info(model)->vocab);
-    l3_error err;
-    seat     s;
-    if (CHECK_EQ(seat_open(&s, model, NULL, &err), L3_OK)) {
-        CHECK_EQ(l3_prefill(s.session, ids, n, all, &err), L3_OK);
-        seat_close(&s);
-    }
-    return all;
-}
-
 static double largest_difference(const float *a, const float *b, size_t n) {
     double most = 0;
     for (size_t i = 0; i < n; i++) {

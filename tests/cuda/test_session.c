@@ -85,17 +85,6 @@ static const uint32_t types[6] = {MK_F32, MK_F16, MK_BF16, MK_Q8_0, MK_Q4_0, MK_
 
 /* ---- numbers to compare with ---- */
 
-static float *cpu_logits(const l3_model *model, const int32_t *ids, uint32_t n) {
-    float   *all = new_floats(n, l3_model_info(model)->vocab);
-    l3_error err;
-    seat     s;
-    if (CHECK_EQ(seat_open(&s, model, NULL, &err), L3_OK)) {
-        CHECK_EQ(l3_prefill(s.session, ids, n, all, &err), L3_OK);
-        seat_close(&s);
-    }
-    return all;
-}
-
 /* Largest difference, relative to the largest number, at least 1. */
 static double difference(const float *a, const float *b, size_t n) {
     double most = 0, scale = 1;
@@ -124,7 +113,7 @@ static int is_near(const float *a, const float *right, size_t n, l3_mode mode, c
 static void compare(const l3_model *model, const int32_t *ids, uint32_t n, uint32_t from, l3_cuda_config config,
                     const char *name) {
     const uint32_t vocab = l3_model_info(model)->vocab;
-    float         *right = cpu_logits(model, ids, n), *all = new_floats(n, vocab), *one = new_floats(1, vocab);
+    float         *right = logits_of(model, ids, n), *all = new_floats(n, vocab), *one = new_floats(1, vocab);
     card           c;
     if (card_new(&c, model, config)) {
         if (!CHECK_EQ(l3_cuda_prefill(c.gpu, 0, ids, n, all, &c.err), L3_OK))
@@ -340,7 +329,7 @@ static void neighbours_of(uint32_t type, const uint32_t *sizes, size_t n_sizes) 
     float   *right = new_floats(MANY, w.vocab), *all = new_floats(MANY, w.vocab), *one = new_floats(1, w.vocab);
     for (uint32_t i = 0; i < MANY; i++) {
         const int32_t two[2] = {a[i], b[i]};
-        float        *both   = cpu_logits(w.r.model, two, 2);
+        float        *both   = logits_of(w.r.model, two, 2);
         memcpy(right + (size_t)i * w.vocab, both + w.vocab, w.vocab * sizeof *both);
         free(both);
     }
@@ -503,7 +492,7 @@ TEST(long_texts) {
     if (!world_open(&w, &spec, MAPPED)) return;
     test_rng rng   = {77};
     int32_t *ids   = random_ids(&rng, w.vocab, 1031);
-    float   *right = cpu_logits(w.r.model, ids, 1031), *one = new_floats(1, w.vocab), *two = new_floats(1, w.vocab);
+    float   *right = logits_of(w.r.model, ids, 1031), *one = new_floats(1, w.vocab), *two = new_floats(1, w.vocab);
     for (int way = 0; way < (long_run() ? 4 : test_quick() ? 1 : 3); way++) {
         l3_cuda_config config = config_of(way % 2 ? L3_EXACT : L3_FAST, 1, way < 2 ? 600 : 100);
         card           c;
