@@ -37,7 +37,7 @@ run: $(B)/generate
 
 ## every test, seconds, nothing to download; the last line counts them
 test: all $(TESTS) $(if $(filter tests/test_cuda.sh,$(SCRIPTS)),$(CUDA))
-	@BUILD=$(B) CC="$(CC)" sh tools/run_tests.sh $(TESTS) $(SCRIPTS)
+	@BUILD=$(B) CC="$(CC)" sh tools/run_tests.sh $(SCRIPTS) $(TESTS)
 
 ## everything for this machine only, in build/native
 native:
