@@ -62,7 +62,8 @@ typedef struct l3_cuda_config {
     /* Budgets of bytes for L3_CUDA_AUTO: of device memory for everything, of host memory for tables. 0: nine tenths of what is
      * free on the device, half of the host's memory. */
     uint64_t device_bytes, host_bytes;
-    /* Device memory for rows of the tokens that come most often, when tables are not there; 0: none. */
+    /* Device memory for rows of the tokens that come most often, when tables are not there. 0: what the budget leaves with
+     * L3_CUDA_AUTO, else none. */
     uint64_t hot_bytes;
     /* Device memory into which a step's other rows are fetched, for each lookup layer; rows that have no room are read over the
      * bus as they are needed. 0: 64 MiB, or what `batch` tokens need at most where that is less. */
@@ -2360,6 +2361,14 @@ L3__CU_HOST int l3__cu_check_config(l3_cuda *s, l3_error *err) {
     return code;
 }
 
+/* What a budget of device memory leaves holds hot rows. */
+L3__CU_HOST int l3__cu_choose_hot(l3_cuda *s, uint64_t device, l3_error *err) {
+    const uint64_t beside = s->info.n_lookups * (s->info.vocab * sizeof(uint32_t) + 1024); /* index, padding */
+    const int      code   = l3__cu_device_layout(s, NULL, err);
+    if (code == L3_OK && s->memory.device + beside < device) s->config.hot_bytes = device - s->memory.device - beside;
+    return code;
+}
+
 /* Where tables go. */
 L3__CU_HOST int l3__cu_choose_place(l3_cuda *s, l3_error *err) {
     size_t   available = 0, all = 0;
@@ -2382,7 +2391,7 @@ L3__CU_HOST int l3__cu_choose_place(l3_cuda *s, l3_error *err) {
         tables += l.table_bytes;
     }
     s->memory.place = tables <= host ? L3_CUDA_HOST : L3_CUDA_SOURCE;
-    return L3_OK;
+    return s->config.hot_bytes ? L3_OK : l3__cu_choose_hot(s, device, err);
 }
 
 /* Everything that is known before anything is allocated. */

@@ -289,6 +289,9 @@ TEST(places_chosen) {
     CHECK_EQ(l3_cuda_memory_of(w.r.model, &c, &m, NULL), L3_OK);
     CHECK_EQ(m.place, L3_CUDA_HOST);
     CHECK(m.pinned > device.pinned && m.tables == 0 && m.staging > 0);
+    c.staging_bytes = device.tables / 4; /* leaves room for hot rows */
+    CHECK_EQ(l3_cuda_memory_of(w.r.model, &c, &m, NULL), L3_OK);
+    CHECK(m.hot > 0 && m.device <= c.device_bytes);
     c.host_bytes = 1000;
     CHECK_EQ(l3_cuda_memory_of(w.r.model, &c, &m, NULL), L3_OK);
     CHECK_EQ(m.place, L3_CUDA_SOURCE);
