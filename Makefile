@@ -151,7 +151,7 @@ $(B)/tests/cuda/generate-cuda: examples/generate_cuda.cu | $(B)/tests/cuda
 	$(CXXCOMPILE) $(filter-out -std=%,$(L3FLAGS)) -x c++ -include tests/cuda/emulator.h -MF $@.d $< -o $@ $(LIBS)
 
 $(B)/tests/cuda/l3-bench-cuda: tools/l3_bench_cuda.c $(B)/tests/cuda/emulated.o
-	$(COMPILE) -DL3_NO_SIMD -DL3_CUDA_EMULATED -MF $@.d $< $(B)/tests/cuda/emulated.o -o $@ $(LDFLAGS) -lstdc++ $(LIBS)
+	$(COMPILE) -DL3_NO_SIMD= -DL3_CUDA_EMULATED -MF $@.d $< $(B)/tests/cuda/emulated.o -o $@ $(LDFLAGS) -lstdc++ $(LIBS)
 
 $(B)/tests/fuzz_seeds $(B)/tests/long_alloc: $(B)/tests/%: tests/%.c $(B)/tests/make_model.o | $(B)/tests
 	$(COMPILE) -MF $@.d $< $(B)/tests/make_model.o -o $@ $(LDFLAGS) $(LIBS)

@@ -238,7 +238,7 @@ static void print_stats(const run *r) {
 }
 
 int main(int argc, char **argv) {
-    run         r = {};
+    static run  r; /* it keeps what is never freed */
     const char *text;
     size_t      n;
     parse(argc, argv);
