@@ -677,25 +677,22 @@ template <bool BF16> L3__CU_FN void l3__cu_mma(float c[4], const uint32_t a[4], 
 #endif
 }
 
-/* Four 8 x 8 tiles of halves from shared memory; lane i gives the address of row i % 8 of tile i / 8. */
-L3__CU_FN void l3__cu_tiles(uint32_t r[4], const uint16_t *row) {
+/* Four 8 x 8 tiles of halves from shared memory, each turned around or not; lane i gives the address of row i % 8 of tile
+ * i / 8. */
+template <bool TURNED> L3__CU_FN void l3__cu_tiles(uint32_t r[4], const uint16_t *row) {
 #if defined(__CUDA_ARCH__)
     const uint32_t at = (uint32_t)__cvta_generic_to_shared(row);
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(at));
+    if (TURNED)
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                     : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                     : "r"(at));
+    else
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                     : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                     : "r"(at));
 #elif defined(L3_CUDA_EMULATED)
-    emulated_ldmatrix_x4(r, row);
-#endif
-}
-L3__CU_FN void l3__cu_tiles_turned(uint32_t r[4], const uint16_t *row) {
-#if defined(__CUDA_ARCH__)
-    const uint32_t at = (uint32_t)__cvta_generic_to_shared(row);
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(at));
-#elif defined(L3_CUDA_EMULATED)
-    emulated_ldmatrix_x4_trans(r, row);
+    if (TURNED) emulated_ldmatrix_x4_trans(r, row);
+    else emulated_ldmatrix_x4(r, row);
 #endif
 }
 
@@ -870,10 +867,11 @@ template <int T, int P> __global__ void __launch_bounds__(256) l3__cu_tile(l3__c
         L3__CU_UNROLL
         for (uint32_t kk = 0; kk < L3__CU_TILE_K; kk += 16) {
             uint32_t a[2][4], b[P / 32][4];
-            L3__CU_EACH (m, 2) l3__cu_tiles(a[m], ws + (wm + 16 * m + lane % 16) * L3__CU_TILE_LD + kk + lane / 16 * 8);
+            L3__CU_EACH (m, 2)
+                l3__cu_tiles<false>(a[m], ws + (wm + 16 * m + lane % 16) * L3__CU_TILE_LD + kk + lane / 16 * 8);
             L3__CU_EACH (j, P / 32)
-                l3__cu_tiles(b[j],
-                             xs + (wn + 16 * j + lane / 16 * 8 + lane % 8) * L3__CU_TILE_LD + kk + lane / 8 % 2 * 8);
+                l3__cu_tiles<false>(b[j], xs + (wn + 16 * j + lane / 16 * 8 + lane % 8) * L3__CU_TILE_LD + kk +
+                                              lane / 8 % 2 * 8);
             L3__CU_EACH (m, 2)
                 L3__CU_EACH (j, P / 16) l3__cu_mma<T == L3_BF16>(c[m][j], a[m], b[j / 2] + j % 2 * 2);
         }
@@ -1131,7 +1129,7 @@ template <int D> __global__ void __launch_bounds__(128) l3__cu_prefill_attend(l3
         keys[r * LD + k]  = l3__cu_to_f16(in ? l3__cu_query(a, first + r, head)[k] * scale : 0.0f);
     }
     __syncthreads();
-    L3__CU_EACH (k, D / 16) l3__cu_tiles(q[k], keys + (16 * warp + lane % 16) * LD + 16 * k + lane / 16 * 8);
+    L3__CU_EACH (k, D / 16) l3__cu_tiles<false>(q[k], keys + (16 * warp + lane % 16) * LD + 16 * k + lane / 16 * 8);
     L3__CU_EACH (k, D / 8)
         L3__CU_EACH (i, 4) o[k][i] = 0;
     for (uint32_t t0 = 0; t0 <= last; t0 += L3__CU_QUERIES) {
@@ -1151,7 +1149,7 @@ template <int D> __global__ void __launch_bounds__(128) l3__cu_prefill_attend(l3
         L3__CU_EACH (k, D / 16)
             L3__CU_EACH (j, 4) {
                 uint32_t b[4];
-                l3__cu_tiles(b, keys + (16 * j + lane / 16 * 8 + lane % 8) * LD + 16 * k + lane / 8 % 2 * 8);
+                l3__cu_tiles<false>(b, keys + (16 * j + lane / 16 * 8 + lane % 8) * LD + 16 * k + lane / 8 % 2 * 8);
                 l3__cu_mma<false>(s[2 * j], q[k], b);
                 l3__cu_mma<false>(s[2 * j + 1], q[k], b + 2);
             }
@@ -1182,7 +1180,7 @@ template <int D> __global__ void __launch_bounds__(128) l3__cu_prefill_attend(l3
                                    l3__cu_pair(s[2 * j + 1][2], s[2 * j + 1][3], false)};
             L3__CU_EACH (k, D / 16) {
                 uint32_t b[4];
-                l3__cu_tiles_turned(b, values + (16 * j + lane / 8 % 2 * 8 + lane % 8) * LD + 16 * k + lane / 16 * 8);
+                l3__cu_tiles<true>(b, values + (16 * j + lane / 8 % 2 * 8 + lane % 8) * LD + 16 * k + lane / 16 * 8);
                 l3__cu_mma<false>(o[2 * k], p, b);
                 l3__cu_mma<false>(o[2 * k + 1], p, b + 2);
             }

@@ -241,16 +241,23 @@ static inline const l3_lookup *lookup_of_rows(const l3_model *model, const l3_te
     return NULL;
 }
 
+/* Begins a copy of a mapped model with those of its keys that are kept. */
+static inline void begin_copy(gguf_writer *w, const cli_engine *e, const char *path, bool unchecked,
+                              bool (*keep)(void *user, const l3_gguf_key *k)) {
+    l3_source source = e->file.source; /* read, not mapped */
+    source.map       = NULL;
+    gguf_begin(w, path);
+    w->unchecked = unchecked;
+    gguf_copy_keys(w, e->path, &source, keep, NULL);
+}
+
 /* A copy of a mapped model in which every token has one row: what it would cost without large tables. */
 static inline void write_without_tables(const cli_engine *e, const char *path) {
     const uint32_t   vocab = e->info->vocab;
     gguf_writer      w;
     const l3_tensor *t;
     char             name[64];
-    l3_source        source = e->file.source; /* read, not mapped */
-    source.map              = NULL;
-    gguf_begin(&w, path);
-    gguf_copy_keys(&w, e->path, &source, is_kept_without_tables, NULL);
+    begin_copy(&w, e, path, false, is_kept_without_tables);
     gguf_u32(&w, "l3.lookup.row_count", vocab);
     gguf_u32(&w, "l3.lookup.rows_per_token_max", 1);
     for (uint32_t i = 0; (t = l3_model_tensor(e->model, i, name)) != NULL; i++)
@@ -280,11 +287,7 @@ static inline void write_dense(const cli_engine *e, const char *path) {
     gguf_writer      w;
     const l3_tensor *t;
     char             name[64];
-    l3_source        source = e->file.source; /* read, not mapped */
-    source.map              = NULL;
-    gguf_begin(&w, path);
-    w.unchecked = true;
-    gguf_copy_keys(&w, e->path, &source, is_kept_without_lookups, NULL);
+    begin_copy(&w, e, path, true, is_kept_without_lookups);
     for (uint32_t i = 0; (t = l3_model_tensor(e->model, i, name)) != NULL; i++)
         if (!cli_has(name, ".lookup_"))
             gguf_tensor(&w, name, (l3_type)t->type, t->cols, gguf_is_vector(name) ? 0 : t->rows);
