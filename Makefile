@@ -118,7 +118,8 @@ $(B)/tests/test_%: tests/test_%.c $(B)/tests/ref.o $(B)/tests/make_model.o | $(B
 GPUS       = 75 80 86 89 90
 NVCCFLAGS  = -O3 -std=c++17 -diag-suppress 1675 $(foreach g,$(GPUS),-gencode arch=compute_$(g),code=sm_$(g)) \
              -gencode arch=compute_90,code=compute_90 -t 0 -Werror all-warnings -Xcompiler -Wall,-Wextra,-Werror -MMD -MP
-CUDA_HOME  = $(patsubst %/bin/nvcc,%,$(NVCC))
+# Where nvcc's headers are, by its own word: the nvcc that is found may be a script or a link far from them.
+CUDA_HEADERS = $(shell $(NVCC) --dryrun -c tools/l3_bench_cuda.c 2>&1 | sed -n 's/^.* INCLUDES=//p' | tr -d '"')
 
 $(B)/l3_cuda.o: l3_cuda.cu | $(B)
 	$(NVCC) $(NVCCFLAGS) -MF $@.d -c $< -o $@
@@ -128,7 +129,7 @@ $(B)/generate-cuda: examples/generate_cuda.cu $(B)/l3_cuda.o # whose kernels nee
 	$(NVCC) $@.o $(B)/l3_cuda.o -o $@
 
 $(B)/l3-bench-cuda: tools/l3_bench_cuda.c $(B)/l3_cuda.o
-	$(COMPILE) -isystem $(CUDA_HOME)/include -MF $@.d -c $< -o $@.o
+	$(COMPILE) $(patsubst -I%,-isystem %,$(CUDA_HEADERS)) -MF $@.d -c $< -o $@.o
 	$(NVCC) $@.o $(B)/l3_cuda.o -o $@ $(LIBS)
 
 $(B)/tests/test_cuda_gpu: tests/cuda/test_session.c $(B)/l3_cuda.o $(B)/tests/make_model.o

@@ -101,7 +101,7 @@ do_tests() {
 }
 
 sanitizer() {
-    command -v compute-sanitizer || ls "$(dirname "$nvcc")/compute-sanitizer" 2>/dev/null
+    command -v compute-sanitizer || ls "$(dirname "$nvcc")/compute-sanitizer" /usr/local/cuda/bin/compute-sanitizer 2>/dev/null | head -n 1
 }
 
 do_sanitizer() {
