@@ -1383,19 +1383,15 @@ L3__FN void l3__swiglu(float *gate, const float *up, size_t n) {
 /* Positions that share one rescaling of the online softmax: multiples of it from the text's start, whatever the call. */
 #define L3__TILE 32u
 
-/* The first n of a tile's scores are scaled, the others become -infinity; returns the highest, or `high`. */
-L3__FN float l3__scale_scores(float *w, uint32_t n, float scale, float high) {
+/* The first n of a tile's scores w become exp(w * scale - peak), the others 0, after *peak has risen to the highest of them.
+ * Returns their sum, which goes by lanes as in a dot product. */
+L3__FN float l3__softmax_tile(float *w, uint32_t n, float scale, float *peak) {
+    float lane[L3__LANES];
     for (uint32_t i = 0; i < L3__TILE; i++) {
         w[i] = i < n ? w[i] * scale : l3__as_float(0xff800000u);
-        if (w[i] > high) high = w[i];
+        if (w[i] > *peak) *peak = w[i];
     }
-    return high;
-}
-
-/* w = exp(w - peak) for a tile of scores; returns the sum, which goes by lanes as in a dot product. */
-L3__FN float l3__exp_scores(float *w, float peak) {
-    float lane[L3__LANES];
-    for (uint32_t i = 0; i < L3__TILE; i++) w[i] = l3__expf(w[i] - peak);
+    for (uint32_t i = 0; i < L3__TILE; i++) w[i] = l3__expf(w[i] - *peak);
     for (uint32_t i = 0; i < L3__LANES; i++) lane[i] = w[i] + w[i + L3__LANES];
     return l3__lanes_sum(lane);
 }
@@ -1732,8 +1728,7 @@ typedef struct l3__kernels {
     void (*scale)(float *x, float factor, size_t n);
     void (*normalize)(const float *x, const float *weight, float scale, size_t n, float *y);
     void (*swiglu)(float *gate, const float *up, size_t n);
-    float (*scale_scores)(float *w, uint32_t n, float scale, float high);
-    float (*exp_scores)(float *w, float peak);
+    float (*softmax_tile)(float *w, uint32_t n, float scale, float *peak);
     void (*weigh_rows)(int type, const uint8_t *rows, size_t row_bytes, const float *w, uint32_t n, float *out,
                        uint32_t cols);
     l3__matmul_fn matmul[L3__N_TYPES];
@@ -1741,11 +1736,10 @@ typedef struct l3__kernels {
     const l3__fast *decode[L3__N_TYPES], *prefill[L3__N_TYPES];
 } l3__kernels;
 
-#define L3__PLAIN_KERNELS                                                                                            \
-    l3__dot, l3__unpack_row, l3__add_scaled, l3__scale, l3__normalize, l3__swiglu, l3__scale_scores, l3__exp_scores, \
-        l3__weigh_rows, {                                                                                            \
-        l3__matmul_f32, L3__IF_F16(l3__matmul_f16), L3__IF_BF16(l3__matmul_bf16), L3__IF_Q8_0(l3__matmul_q8_0),      \
-            L3__IF_Q4_0(l3__matmul_q4_0), L3__IF_Q6_K(l3__matmul_q6_k)                                               \
+#define L3__PLAIN_KERNELS                                                                                              \
+    l3__dot, l3__unpack_row, l3__add_scaled, l3__scale, l3__normalize, l3__swiglu, l3__softmax_tile, l3__weigh_rows, { \
+        l3__matmul_f32, L3__IF_F16(l3__matmul_f16), L3__IF_BF16(l3__matmul_bf16), L3__IF_Q8_0(l3__matmul_q8_0),        \
+            L3__IF_Q4_0(l3__matmul_q4_0), L3__IF_Q6_K(l3__matmul_q6_k)                                                 \
     }
 #define L3__NO_FAST \
     { NULL, NULL, NULL, NULL, NULL, NULL }
@@ -1855,6 +1849,11 @@ L3__OP void l3__transpose_avx2(__m256 *a) {
     }
 }
 L3__OP float l3__sum_avx2(const __m256 *lane) { return l3__total_avx2(_mm256_add_ps(lane[0], lane[1])); }
+L3__OP float l3__highest_avx2(__m256 a) {
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    const __m128 two  = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
 /* 32 values of a block of Q6_K, the g-th of eight, without scales. */
 L3__OP __m256i l3__q6_avx2(const uint8_t *block, uint32_t g) {
     const __m256i low = l3__bytes32(block + g / 4 * 64 + g % 2 * 32), high = l3__bytes32(block + 128 + g / 4 * 32);
@@ -1883,20 +1882,20 @@ L3__X86_OPS(avx512, __m512, _mm512, si512)
 
 L3__OP __m512i l3__bytes64(const void *p) { return _mm512_loadu_si512(p); }
 
-L3__OP __m512 l3__load_part_avx512(const float *p, uint32_t n) {
-    return _mm512_maskz_loadu_ps((__mmask16)(n < 16 ? (1u << n) - 1 : 0xffff), p);
+/* The first n of 16. */
+L3__OP __mmask16 l3__first16(uint32_t n) { return (__mmask16)(n < 16 ? (1u << n) - 1 : 0xffff); }
+
+/* They, and zeros behind. */
+L3__OP __m512  l3__load_part_avx512(const float *p, uint32_t n) { return _mm512_maskz_loadu_ps(l3__first16(n), p); }
+L3__OP __m256i l3__part16_avx512(const uint8_t *p, uint32_t n) { return _mm256_maskz_loadu_epi16(l3__first16(n), p); }
+L3__OP __m512  l3__part_f16_avx512(const uint8_t *p, uint32_t n) { return _mm512_cvtph_ps(l3__part16_avx512(p, n)); }
+
+L3__OP __m512 l3__part_bf16_avx512(const uint8_t *p, uint32_t n) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(l3__part16_avx512(p, n)), 16));
 }
 L3__OP __m512 l3__from_f16_avx512(const uint8_t *p) { return _mm512_cvtph_ps(l3__bytes32(p)); }
 L3__OP __m512 l3__from_bf16_avx512(const uint8_t *p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(l3__bytes32(p)), 16));
-}
-/* The first n of 16; zeros behind. */
-L3__OP __m256i l3__part16_avx512(const uint8_t *p, uint32_t n) {
-    return _mm256_maskz_loadu_epi16((__mmask16)(n < 16 ? (1u << n) - 1 : 0xffff), p);
-}
-L3__OP __m512 l3__part_f16_avx512(const uint8_t *p, uint32_t n) { return _mm512_cvtph_ps(l3__part16_avx512(p, n)); }
-L3__OP __m512 l3__part_bf16_avx512(const uint8_t *p, uint32_t n) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(l3__part16_avx512(p, n)), 16));
 }
 L3__OP __m512 l3__from_i8_avx512(const uint8_t *p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(l3__bytes16(p))); }
 L3__OP __m512 l3__from_q4_avx512(const uint8_t *q, uint32_t j) {
@@ -1934,9 +1933,12 @@ L3__OP __m256 l3__half_sum_avx512(const __m512 *lane) {
     return _mm256_add_ps(_mm512_castps512_ps256(lane[0]), _mm512_extractf32x8_ps(lane[0], 1));
 }
 L3__OP float l3__sum_avx512(const __m512 *lane) { return l3__total_avx2(l3__half_sum_avx512(lane)); }
-L3__OP void  l3__sums4_avx512(const __m512 *a, const __m512 *b, const __m512 *c, const __m512 *d, float *y) {
-     _mm_storeu_ps(y, l3__totals_avx2(l3__half_sum_avx512(a), l3__half_sum_avx512(b), l3__half_sum_avx512(c),
-                                      l3__half_sum_avx512(d)));
+L3__OP float l3__highest_avx512(__m512 a) {
+    return l3__highest_avx2(_mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1)));
+}
+L3__OP void l3__sums4_avx512(const __m512 *a, const __m512 *b, const __m512 *c, const __m512 *d, float *y) {
+    _mm_storeu_ps(y, l3__totals_avx2(l3__half_sum_avx512(a), l3__half_sum_avx512(b), l3__half_sum_avx512(c),
+                                     l3__half_sum_avx512(d)));
 }
 #undef L3__OP
 
@@ -2041,6 +2043,10 @@ L3__OP void l3__transpose_neon(float32x4_t *a) {
 L3__OP float l3__total_neon(float32x4_t s) {
     const float32x2_t two = vadd_f32(vget_low_f32(s), vget_high_f32(s));
     return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
+}
+L3__OP float l3__highest_neon(float32x4_t a) {
+    const float32x4_t two = l3__max_neon(a, vextq_f32(a, a, 2));
+    return vgetq_lane_f32(l3__max_neon(two, vextq_f32(two, two, 1)), 0);
 }
 L3__OP float l3__sum_neon(const float32x4_t *lane) {
     return l3__total_neon(vaddq_f32(vaddq_f32(lane[0], lane[2]), vaddq_f32(lane[1], lane[3])));
@@ -5419,16 +5425,16 @@ L3__PART void L3__K(add_part)(const int type, const uint8_t *const *row, const f
     }
 }
 
-/* y[p * ys + r] = row r times x[p], for `rows` rows and `n` positions, both constants. */
+/* y[p * ys + r] = row r times x[p], for `rows` rows and `n` positions, both constants; `prefetch`: 4 rows side by side. */
 L3__PART void L3__K(dots)(const int type, const uint8_t *w, size_t row_bytes, uint32_t cols, const float *x, size_t xs,
-                          const size_t rows, const size_t n, float *y, size_t ys) {
+                          const size_t rows, const size_t n, const bool prefetch, float *y, size_t ys) {
     L3__VF         lane[4][4][L3__PARTS], v[2 * L3__PARTS];
     const uint8_t *row[4];
     uint32_t       i                                                      = 0;
     L3__EACH(r, rows) L3__EACH(p, n) L3__EACH(j, L3__PARTS) lane[r][p][j] = L3__K(all)(0.0f);
     L3__EACH(r, rows) row[r]                                              = w + r * row_bytes;
     for (; i + 32 <= cols; i += 32) {
-        if (rows == 4) L3__K(prefetch4)(type, w, i);
+        if (prefetch) L3__K(prefetch4)(type, w, i);
         L3__EACH(r, rows) {
             L3__K(weights32)(type, row[r], i, v);
             L3__EACH(p, n) {
@@ -5463,12 +5469,63 @@ L3__PART void L3__K(dots)(const int type, const uint8_t *w, size_t row_bytes, ui
     }
 }
 
+#if L3__W == 16
+/* Vector i of rows of 8 that lie side by side: rows 2 i and 2 i + 1, of which there may be 1 or none. */
+L3__PART __m512 l3__two_rows(const int type, const uint8_t *w, uint32_t rows, size_t i) {
+    const uint32_t first = 16 * (uint32_t)i;
+    return L3__K(some)(type, w, first, rows * 8 > first ? rows * 8 - first : 0);
+}
+
+/* y (rows,) = rows of 8 times x (8,), 16 rows at a time. */
+L3__PART void l3__rows_of_8(const int type, const uint8_t *w, uint32_t rows, const float *x, float *y) {
+    const __m512  q  = _mm512_broadcast_f32x8(_mm256_loadu_ps(x));
+    const __m512i to = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    for (uint32_t r = 0; r < rows; r += 16, w += 16 * 8 * (type == L3_F32 ? 4 : 2)) {
+        const uint32_t left = rows - r < 16 ? rows - r : 16;
+        __m512         four[4], two[2];
+        L3__EACH(i, 4) { /* lane k + 4 to lane k: rows 4 i ... 4 i + 3 */
+            const __m512 a = _mm512_mul_ps(l3__two_rows(type, w, left, 2 * i), q);
+            const __m512 b = _mm512_mul_ps(l3__two_rows(type, w, left, 2 * i + 1), q);
+            four[i]        = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+        }
+        L3__EACH(i, 2)
+        two[i] = _mm512_add_ps(_mm512_shuffle_ps(four[2 * i], four[2 * i + 1], 0x44),
+                               _mm512_shuffle_ps(four[2 * i], four[2 * i + 1], 0xee));
+        const __m512 one =
+            _mm512_add_ps(_mm512_shuffle_ps(two[0], two[1], 0x88), _mm512_shuffle_ps(two[0], two[1], 0xdd));
+        /* Place 4 j + i holds row 4 i + j; the 0 turns a -0 into what lanes that began with 0 give. */
+        const __m512 sums = _mm512_add_ps(_mm512_permutexvar_ps(to, one), _mm512_setzero_ps());
+        if (left == 16) _mm512_storeu_ps(y + r, sums);
+        else _mm512_mask_storeu_ps(y + r, l3__first16(left), sums);
+    }
+}
+
+/* One sum, a vector at a time, is slower than memory: four rows far from each other are four streams. Returns how many it did. */
+L3__PART uint32_t l3__streams(const int type, const uint8_t *w, size_t row_bytes, uint32_t rows, uint32_t cols,
+                              const float *x, float *y) {
+    const uint32_t quarter = rows / 4;
+    for (uint32_t r = 0; r < quarter; r++) {
+        float four[4];
+        L3__K(dots)(type, w + r * row_bytes, quarter * row_bytes, cols, x, 0, 4, 1, false, four, 0);
+        for (uint32_t i = 0; i < 4; i++) y[i * quarter + r] = four[i];
+    }
+    return 4 * quarter;
+}
+#endif
+
 L3__PART void L3__K(matmul)(const int type, const uint8_t *w, size_t row_bytes, uint32_t rows, uint32_t cols,
                             const float *x, size_t xs, uint32_t n, float *y, size_t ys) {
     uint32_t p = 0;
+#if L3__W == 16 /* keys of small heads */
+    if (n == 1 && cols == 8 && (type == L3_F32 || type == L3_F16 || type == L3_BF16) &&
+        row_bytes == l3_row_bytes(type, 8)) {
+        l3__rows_of_8(type, w, rows, x, y);
+        return;
+    }
+#endif
     for (; p + 4 <= n; p += 4)
         for (uint32_t r = 0; r < rows; r++)
-            L3__K(dots)(type, w + r * row_bytes, row_bytes, cols, x + p * xs, xs, 1, 4, y + p * ys + r, ys);
+            L3__K(dots)(type, w + r * row_bytes, row_bytes, cols, x + p * xs, xs, 1, 4, false, y + p * ys + r, ys);
     for (; p < n; p++) {
         uint32_t r     = 0;
         bool     alone = false;
@@ -5476,18 +5533,12 @@ L3__PART void L3__K(matmul)(const int type, const uint8_t *w, size_t row_bytes, 
         alone = cols >= 512 && (type == L3_F32 || type == L3_F16 || type == L3_BF16);
 #endif
         for (; !alone && r + 4 <= rows; r += 4)
-            L3__K(dots)(type, w + r * row_bytes, row_bytes, cols, x + p * xs, xs, 4, 1, y + p * ys + r, ys);
-#if L3__W == 16 /* one sum, of a vector at a time, is slower than memory: two rows, far from each other, are two streams */
-        const uint32_t half = rows / 2;
-        for (; alone && type != L3_F32 && r < half; r++) {
-            float two[2];
-            L3__K(dots)(type, w + r * row_bytes, half * row_bytes, cols, x + p * xs, xs, 2, 1, two, 0);
-            y[p * ys + r] = two[0], y[p * ys + half + r] = two[1];
-        }
-        if (alone && type != L3_F32) r = 2 * half;
+            L3__K(dots)(type, w + r * row_bytes, row_bytes, cols, x + p * xs, xs, 4, 1, true, y + p * ys + r, ys);
+#if L3__W == 16
+        if (alone && type != L3_F32) r = l3__streams(type, w, row_bytes, rows, cols, x + p * xs, y + p * ys);
 #endif
         for (; r < rows; r++)
-            L3__K(dots)(type, w + r * row_bytes, row_bytes, cols, x + p * xs, xs, 1, 1, y + p * ys + r, ys);
+            L3__K(dots)(type, w + r * row_bytes, row_bytes, cols, x + p * xs, xs, 1, 1, false, y + p * ys + r, ys);
     }
 }
 
@@ -5507,7 +5558,7 @@ L3__MATMUL_OF(q6_k, L3_Q6_K)
 L3__KERNEL float L3__K(dot)(const float *a, const float *b, uint32_t n) {
     const void *row = a;
     float       y;
-    L3__K(dots)(L3_F32, (const uint8_t *)row, 0, n, b, 0, 1, 1, &y, 0);
+    L3__K(dots)(L3_F32, (const uint8_t *)row, 0, n, b, 0, 1, 1, false, &y, 0);
     return y;
 }
 
@@ -5584,34 +5635,23 @@ L3__KERNEL void L3__K(swiglu)(float *gate, const float *up, size_t n) {
     for (; i < n; i++) gate[i] = gate[i] / (1.0f + l3__expf(-gate[i])) * up[i];
 }
 
-/* The 32 scores of a tile: scaled, -infinity from n on; returns the highest, or `high`. */
-L3__KERNEL float L3__K(scale_scores)(float *w, uint32_t n, float scale, float high) {
-    const L3__VF v = L3__K(all)(scale);
-    L3__VF       m = L3__K(all)(high);
-    float        most[L3__W];
-    for (uint32_t i = n; i < L3__TILE; i++) w[i] = l3__as_float(0xff800000u);
-    L3__EACH(j, L3__TILE / L3__W) {
-        const L3__VF s = L3__K(times)(L3__K(load)(w + j * L3__W), v);
-        L3__K(store)(w + j * L3__W, s);
-        m = L3__K(max)(s, m);
+L3__KERNEL float L3__K(softmax_tile)(float *w, uint32_t n, float scale, float *peak) {
+    static const float place[L3__TILE] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15,
+                                          16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31};
+    const L3__VF       none = L3__K(all)(l3__as_float(0xff800000u)), last = L3__K(all)((float)n - 1);
+    L3__VF             score[2 * L3__PARTS], lane[L3__PARTS], high = L3__K(all)(*peak);
+    L3__EACH(j, 2 * L3__PARTS) {
+        score[j] = L3__K(times)(L3__K(load)(w + j * L3__W), L3__K(all)(scale));
+        score[j] = L3__K(above)(L3__K(load)(place + j * L3__W), last, none, score[j]);
+        high     = L3__K(max)(score[j], high);
     }
-    L3__K(store)(most, m);
-    for (size_t i = 0; i < L3__W; i++)
-        if (most[i] > high) high = most[i];
-    return high;
-}
-
-/* w = exp(w - peak) for a tile of 32; returns the sum. */
-L3__KERNEL float L3__K(exp_scores)(float *w, float peak) {
-    const L3__VF v = L3__K(all)(peak);
-    L3__VF       lane[L3__PARTS];
-    L3__EACH(j, L3__PARTS) {
-        const L3__VF a = L3__K(exp)(L3__K(minus)(L3__K(load)(w + j * L3__W), v));
-        const L3__VF b = L3__K(exp)(L3__K(minus)(L3__K(load)(w + L3__LANES + j * L3__W), v));
-        L3__K(store)(w + j * L3__W, a);
-        L3__K(store)(w + L3__LANES + j * L3__W, b);
-        lane[j] = L3__K(plus)(a, b);
+    *peak = L3__K(highest)(high);
+    high  = L3__K(all)(*peak);
+    L3__EACH(j, 2 * L3__PARTS) {
+        score[j] = L3__K(exp)(L3__K(minus)(score[j], high));
+        L3__K(store)(w + j * L3__W, score[j]);
     }
+    L3__EACH(j, L3__PARTS) lane[j] = L3__K(plus)(score[j], score[L3__PARTS + j]);
     return L3__K(sum)(lane);
 }
 
@@ -5963,8 +6003,8 @@ static const l3__fast l3__fast_amx = {l3__pack_amx, l3__amx, NULL, NULL, 16, 16,
 #endif
 
 #define L3__FLOAT_KERNELS                                                                                             \
-    L3__K(dot), L3__K(unpack), L3__K(add_scaled), L3__K(scale), L3__K(normalize), L3__K(swiglu), L3__K(scale_scores), \
-        L3__K(exp_scores), L3__K(weigh_rows), {                                                                       \
+    L3__K(dot), L3__K(unpack), L3__K(add_scaled), L3__K(scale), L3__K(normalize), L3__K(swiglu), L3__K(softmax_tile), \
+        L3__K(weigh_rows), {                                                                                          \
         L3__K(matmul_f32), L3__K(matmul_f16), L3__K(matmul_bf16), L3__K(matmul_q8_0), L3__K(matmul_q4_0),             \
             L3__K(matmul_q6_k)                                                                                        \
     }

@@ -1539,6 +1539,13 @@ typedef struct l3__softmax {
     float    peak, total;
 } l3__softmax;
 
+/* Heads that attend together at most, so that one need not wait for the other's exponentials. */
+#if defined(L3__VECTORS)
+#define L3__HEADS 4u
+#else
+#define L3__HEADS 1u
+#endif
+
 struct l3_session {
     const l3_model   *model;
     l3_session_config config; /* context and kv_type settled */
@@ -1775,57 +1782,65 @@ L3__FN void l3__store_kv(const l3_session *s, uint32_t block, uint32_t p) {
     }
 }
 
-/* One head of one position over the positions up to its own, tile by tile: at most `tiles` from a->at on. The result is
- * complete when a->at has passed its own position. */
-L3__FN void l3__attend(const l3_session *s, uint32_t block, uint32_t p, uint32_t h, l3__softmax *a, uint32_t tiles) {
+/* Softmax over one tile's scores (32,) of one position, of which `count` are its own; rescales what it has summed so far. */
+L3__FN void l3__tile_softmax(const l3__kernels *k, float *w, uint32_t count, float scale, float *peak, float *total,
+                             float *out, uint32_t head_dim) {
+    const float before = *peak, sum = k->softmax_tile(w, count, scale, peak);
+    if (*peak > before && *total > 0) {
+        const float shrink = l3__expf(before - *peak);
+        k->scale(out, shrink, head_dim);
+        *total *= shrink;
+    }
+    *total += sum;
+}
+
+/* Heads h ... h + heads - 1, which share keys and values, of one position over the positions up to its own, tile by tile: at
+ * most `tiles` from a->at on. The result is complete when a->at has passed its own position. a (heads,). */
+L3__FN void l3__attend(const l3_session *s, uint32_t block, uint32_t p, uint32_t h, uint32_t heads, l3__softmax *a,
+                       uint32_t tiles) {
     const l3_info       *x     = &s->model->info;
     const l3_session    *owner = s->owner[p];
-    const uint32_t       n = s->at[p] + 1, kv_head = h / (x->n_heads / x->n_kv_heads);
+    const uint32_t       n = s->at[p] + 1, d = x->head_dim, kv_head = h / (x->n_heads / x->n_kv_heads);
     const unsigned char *keys = l3__kv_rows(owner, block, kv_head, 0), *values = l3__kv_rows(owner, block, kv_head, 1);
-    const float         *q      = s->q + ((size_t)p * x->n_heads + h) * x->head_dim;
-    float               *out    = s->attended + ((size_t)p * x->n_heads + h) * x->head_dim;
-    const float          scale  = 1.0f / l3__sqrtf((float)x->head_dim);
-    const l3__kernels   *k      = s->work.kernels;
-    const int            type   = owner->config.kv_type;
-    const l3__fast      *fast   = NULL;
-    unsigned char       *packed = NULL;
-    float                w[L3__TILE], peak = a->peak, total = a->total;
-    uint32_t             t = a->at;
+    const float         *q                      = s->q + ((size_t)p * x->n_heads + h) * d;
+    float               *out                    = s->attended + ((size_t)p * x->n_heads + h) * d;
+    const float          scale                  = 1.0f / l3__sqrtf((float)d);
+    const l3__kernels   *k                      = s->work.kernels;
+    const int            type                   = owner->config.kv_type;
+    const size_t         row                    = owner->kv_row;
+    const l3__fast      *fast                   = NULL;
+    unsigned char       *packed                 = NULL;
+    float                w[L3__HEADS][L3__TILE] = {{0}};
+    uint32_t             t                      = a->at;
 #if defined(L3__FIXED) /* queries and keys in whole numbers, too */
     l3__fixed_block query[L3__MAX_HEAD / 32];
     void           *room = query;
     packed               = (unsigned char *)room;
-    if (s->config.work.mode == L3_FAST && k->level == L3__FIXED && x->head_dim % 32 == 0 && x->head_dim <= L3__MAX_HEAD)
+    if (s->config.work.mode == L3_FAST && k->level == L3__FIXED && d % 32 == 0 && d <= L3__MAX_HEAD)
         fast = k->decode[l3__type_index(type)];
-    if (fast) fast->pack(type, q, 0, 1, x->head_dim, packed);
+    if (fast) fast->pack(type, q, 0, 1, d, packed);
 #endif
-    if (t == 0) {
-        peak  = l3__as_float(0xff800000u);
-        total = 0;
-        memset(out, 0, x->head_dim * sizeof *out);
-    }
-    for (; t < n && tiles > 0; t += L3__TILE, tiles--) {
+    for (uint32_t i = 0; t == 0 && i < heads; i++) a[i].peak = l3__as_float(0xff800000u), a[i].total = 0;
+    if (t == 0) memset(out, 0, (size_t)heads * d * sizeof *out);
+    for (; t < n && tiles > 0;
+         t += L3__TILE, tiles--) { /* heads do not wait for each other: each step for all of them */
         const uint32_t count = n - t < L3__TILE ? n - t : L3__TILE;
-        const size_t   skip  = t * owner->kv_row;
-        l3__scores(&s->work, fast, type, keys + skip, owner->kv_row, count, x->head_dim, q, packed, w);
-        const float high = k->scale_scores(w, count, scale, peak);
-        if (high > peak) {
-            const float shrink = l3__expf(peak - high);
-            k->scale(out, shrink, x->head_dim);
-            total *= shrink;
-            peak = high;
-        }
-        total += k->exp_scores(w, peak);
+        for (uint32_t i = 0; i < heads; i++)
+            l3__scores(&s->work, fast, type, keys + t * row, row, count, d, q + (size_t)i * d, packed, w[i]);
+        for (uint32_t i = 0; i < heads; i++)
+            l3__tile_softmax(k, w[i], count, scale, &a[i].peak, &a[i].total, out + (size_t)i * d, d);
+        for (uint32_t i = 0; i < heads; i++) {
 #if defined(L3__FIXED)
-        if (fast) {
-            l3__fixed_weigh(values + skip, owner->kv_row, w, count, out, x->head_dim);
-            continue;
-        }
+            if (fast) {
+                l3__fixed_weigh(values + t * row, row, w[i], count, out + (size_t)i * d, d);
+                continue;
+            }
 #endif
-        k->weigh_rows(type, values + skip, owner->kv_row, w, count, out, x->head_dim);
+            k->weigh_rows(type, values + t * row, row, w[i], count, out + (size_t)i * d, d);
+        }
     }
-    a->at = t, a->peak = peak, a->total = total;
-    for (uint32_t i = 0; t >= n && i < x->head_dim; i++) out[i] /= total;
+    a->at = t;
+    for (uint32_t i = 0; t >= n && i < heads * d; i++) out[i] /= a[i / d].total;
 }
 
 #define L3__QUERIES 48u /* positions that share the unpacking of keys and values, where attention goes by tiles */
@@ -1842,23 +1857,6 @@ L3__FN void l3__value_panels(const l3__kernels *k, int type, const unsigned char
         else memset(v, 0, sizeof v);
         for (uint32_t c = 0; c < head_dim; c += 16) memcpy(panel + c * L3__TILE + t * 16, v + c, 16 * sizeof *v);
     }
-}
-
-/* Softmax over one tile's scores (32,) of one position, of which `count` are its own; rescales what it has summed so far. */
-L3__FN void l3__tile_softmax(const l3__kernels *k, float *w, uint32_t count, float scale, float *peak, float *total,
-                             float *out, uint32_t head_dim) {
-    if (count == 0) {
-        memset(w, 0, L3__TILE * sizeof *w);
-        return;
-    }
-    const float high = k->scale_scores(w, count, scale, *peak);
-    if (high > *peak) {
-        const float shrink = l3__expf(*peak - high);
-        k->scale(out, shrink, head_dim);
-        *total *= shrink;
-        *peak = high;
-    }
-    *total += k->exp_scores(w, *peak);
 }
 
 /* Positions p0 ... p0 + n - 1, n <= L3__QUERIES, of head h. */
@@ -1899,8 +1897,12 @@ L3__FN void l3__attend_tiles(const l3_session *s, uint32_t block, uint32_t h, ui
             for (uint32_t p = 0; p < some; p++) {
                 const uint32_t at  = s->at[p0 + from + p];
                 const uint32_t own = at < t ? 0 : at - t + 1 < count ? at - t + 1 : count;
-                l3__tile_softmax(k, w[p], own, scale, &peak[from + p], &total[from + p],
-                                 out + (size_t)(from + p) * q_dim, d);
+                if (own) {
+                    l3__tile_softmax(k, w[p], own, scale, &peak[from + p], &total[from + p],
+                                     out + (size_t)(from + p) * q_dim, d);
+                } else {
+                    memset(w[p], 0, sizeof w[p]);
+                }
                 for (uint32_t j = 0; j < L3__TILE; j++) turned[j * f->tile + p] = w[p][j];
             }
             for (uint32_t c = 0; c < d; c += 16)
@@ -1915,7 +1917,8 @@ L3__FN void l3__attend_tiles(const l3_session *s, uint32_t block, uint32_t h, ui
 
 typedef struct l3__attend_job {
     const l3_session *session;
-    uint32_t          block, n, per_head; /* pieces of a head, 0: one for each position */
+    uint32_t          block, n, per_head; /* pieces of a head, 0: position by position, `heads` heads at a time */
+    uint32_t          heads;
 } l3__attend_job;
 
 L3__FN void l3__attend_piece(void *arg, uint32_t i) {
@@ -1928,22 +1931,27 @@ L3__FN void l3__attend_piece(void *arg, uint32_t i) {
         return;
     }
 #endif
-    l3__softmax a = {0, 0, 0};
-    l3__attend(j->session, j->block, i / n_heads, i % n_heads, &a, UINT32_MAX);
+    const uint32_t groups = n_heads / j->heads;
+    l3__softmax    a[L3__HEADS];
+    a[0].at = 0;
+    l3__attend(j->session, j->block, i / groups, i % groups * j->heads, j->heads, a, UINT32_MAX);
 }
 
-/* Every head of n positions: small passes stay on this thread. */
+/* Every head of n positions: small passes stay on this thread; else there are some pieces for each. */
 L3__FN void l3__attend_all(const l3_session *s, uint32_t block, uint32_t n) {
     const l3_info *x       = &s->model->info;
-    l3__attend_job j       = {s, block, n, 0};
+    l3__attend_job j       = {s, block, n, 0, L3__HEADS};
     uint64_t       work    = 0;
-    const l3_jobs  nowhere = {NULL, 0, NULL};
+    const l3_jobs  nowhere = {NULL, 0, NULL}, *jobs = &nowhere;
     for (uint32_t p = 0; p < n; p++) work += (uint64_t)s->at[p] * x->n_heads * x->head_dim;
+    if (work >= 65536) jobs = &s->work.config.jobs;
+    while (x->n_heads / x->n_kv_heads % j.heads ||
+           (j.heads > 1 && jobs->run && n * x->n_heads / j.heads < 4 * jobs->width))
+        j.heads--;
     if (s->work.prefill && s->config.work.mode == L3_FAST && s->work.kernels->prefill[0] &&
         l3__tiles_attention(s->model))
         j.per_head = (n + L3__QUERIES - 1) / L3__QUERIES;
-    l3__run(work < 65536 ? &nowhere : &s->work.config.jobs, (j.per_head ? j.per_head : n) * x->n_heads,
-            l3__attend_piece, &j);
+    l3__run(jobs, j.per_head ? j.per_head * x->n_heads : n * (x->n_heads / j.heads), l3__attend_piece, &j);
 }
 
 /* All of it, or as many tiles of one head as make a piece. */
@@ -1955,7 +1963,7 @@ L3__FN int l3__attend_some(l3_session *s) {
         return L3_OK;
     }
     const uint32_t tiles = (s->at[p] - s->softmax.at) / L3__TILE + 1;
-    l3__attend(s, s->block, p, head % x->n_heads, &s->softmax,
+    l3__attend(s, s->block, p, head % x->n_heads, 1, &s->softmax,
                l3__allowed(&s->work, tiles, L3__TILE * (2 * (uint64_t)x->head_dim + L3__EXP_COST)));
     if (s->softmax.at > s->at[p]) s->softmax.at = 0, s->unit++;
     return s->unit < heads ? L3__MORE : L3_OK;

@@ -26,7 +26,7 @@ BEGIN {
     reach["panel"] = reach["times"] = none # of vector levels, which do without
     reach["->unpack"] = "^l3__unpack_row$"
     reach["matmul"] = reach["scores"] = "^l3__matmul" types
-    split("dot add_scaled scale normalize swiglu scale_scores exp_scores weigh_rows", kernel, " ")
+    split("dot add_scaled scale normalize swiglu softmax_tile weigh_rows", kernel, " ")
     for (i in kernel) reach[kernel[i]] = "^l3__" kernel[i] "$"
 }
 

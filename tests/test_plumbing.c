@@ -888,9 +888,9 @@ static void count_weigh_rows(int type, const uint8_t *rows, size_t row_bytes, co
     counted->weigh_rows(type, rows, row_bytes, w, n, out, cols);
 }
 
-static float count_exp_scores(float *w, float peak) {
+static float count_softmax(float *w, uint32_t n, float scale, float *peak) {
     products += L3__TILE * L3__EXP_COST;
-    return counted->exp_scores(w, peak);
+    return counted->softmax_tile(w, n, scale, peak);
 }
 
 static void count_swiglu(float *gate, const float *up, size_t n) {
@@ -904,10 +904,10 @@ static void count_products(l3_session *s) {
     counted                              = s->work.kernels;
     counting                             = *counted;
     memcpy(counting.matmul, all, sizeof all);
-    counting.weigh_rows = count_weigh_rows;
-    counting.exp_scores = count_exp_scores;
-    counting.swiglu     = count_swiglu;
-    s->work.kernels     = &counting;
+    counting.weigh_rows   = count_weigh_rows;
+    counting.softmax_tile = count_softmax;
+    counting.swiglu       = count_swiglu;
+    s->work.kernels       = &counting;
 }
 
 /* Steps of n tokens from here; 0 if one of them did more than its bound, or the result is wrong. */

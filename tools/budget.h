@@ -67,13 +67,12 @@ static inline void budget_normalize(const float *x, const float *w, float f, siz
     (void)x, (void)w, (void)f, (void)n, (void)y;
 }
 static inline void  budget_swiglu(float *g, const float *u, size_t n) { (void)g, (void)u, (void)n; }
-static inline float budget_scale_scores(float *w, uint32_t n, float s, float high) {
-    return (void)w, (void)n, (void)s, high;
+static inline float budget_softmax(float *w, uint32_t n, float s, float *peak) {
+    return (void)w, (void)n, (void)s, (void)peak, 1;
 }
-static inline float budget_exp_scores(float *w, float peak) { return (void)w, (void)peak, 1; }
-static inline void  budget_weigh_rows(int type, const uint8_t *r, size_t b, const float *w, uint32_t n, float *o,
-                                      uint32_t c) {
-     (void)type, (void)r, (void)b, (void)w, (void)n, (void)o, (void)c;
+static inline void budget_weigh_rows(int type, const uint8_t *r, size_t b, const float *w, uint32_t n, float *o,
+                                     uint32_t c) {
+    (void)type, (void)r, (void)b, (void)w, (void)n, (void)o, (void)c;
 }
 static inline void budget_matmul(const uint8_t *w, size_t row, uint32_t rows, uint32_t cols, const float *x, size_t xs,
                                  uint32_t n, float *y, size_t ys) {
@@ -83,8 +82,8 @@ static inline void budget_matmul(const uint8_t *w, size_t row, uint32_t rows, ui
 
 static inline void budget_compute_nothing(l3__kernels *k) {
     k->dot = budget_dot, k->unpack = budget_unpack, k->add_scaled = budget_add, k->scale = budget_scale;
-    k->normalize = budget_normalize, k->swiglu = budget_swiglu, k->scale_scores = budget_scale_scores;
-    k->exp_scores = budget_exp_scores, k->weigh_rows = budget_weigh_rows;
+    k->normalize = budget_normalize, k->swiglu = budget_swiglu, k->softmax_tile = budget_softmax;
+    k->weigh_rows = budget_weigh_rows;
     for (int i = 0; i < L3__N_TYPES; i++) k->matmul[i] = budget_matmul, k->decode[i] = k->prefill[i] = NULL;
 }
 

@@ -66,6 +66,14 @@ static const char *make_without_tables(const char *path) {
     return plain;
 }
 
+/* A file as the system reads it in one go: the pages of one that was written in pieces lie scattered, which costs 5% of decoding. */
+static void read_anew(const char *path) {
+    static char piece[1 << 20];
+    FILE       *f = cli_drop(path) ? fopen(path, "rb") : NULL;
+    while (f && fread(piece, 1, sizeof piece, f) == sizeof piece) continue;
+    if (f) fclose(f);
+}
+
 /* ---- the memory floor ---- */
 
 enum { FLOOR_PIECE = 1 << 18 }; /* bytes */
@@ -386,7 +394,8 @@ int main(int argc, char **argv) {
     uint32_t      longest = 0;
     static result results[LIST * LIST];
     if (!path) path = make_synthetic(&s.model);
-    if (s.without) plain = make_without_tables(path);
+    if (s.without) plain = make_without_tables(path), read_anew(plain);
+    if (s.without && !s.cold) read_anew(path);
     for (uint32_t i = 0; i < s.n_prompts; i++)
         if (s.prompt_list[i] > longest) longest = s.prompt_list[i];
     const uint32_t n   = s.n_threads * s.n_prompts;
