@@ -59,13 +59,30 @@ static void product_free(product *p) {
     free(p->x);
 }
 
+/* Every third has one position, of which types without blocks have some with rows of 8 and some with long rows. */
 static product random_product(test_rng *r, int32_t type) {
-    const uint32_t block = l3_type_block(type);
-    const uint32_t cols  = block == 1 ? 1 + test_below(r, 300) : block * (1 + test_below(r, block == 32 ? 80 : 4));
-    return product_new(r, type, 1 + test_below(r, 70), cols, 1 + test_below(r, 50));
+    const uint32_t block = l3_type_block(type), one = test_below(r, 3) == 0, kind = test_below(r, 3);
+    uint32_t       cols = block == 1 ? 1 + test_below(r, 300) : block * (1 + test_below(r, block == 32 ? 80 : 4));
+    if (block == 1 && one && kind == 0) cols = 8;
+    if (block == 1 && one && kind == 1) cols = 512 + test_below(r, 100);
+    return product_new(r, type, 1 + test_below(r, 70), cols, one ? 1 : 1 + test_below(r, 50));
 }
 
 /* ---- the same bits as plain C ---- */
+
+static void check_product(const l3__kernels *k, const product *p, size_t ys) {
+    const int t    = l3__type_index(p->type);
+    float    *want = new_floats(p->n, ys), *got = new_floats(p->n, ys);
+    memset(want, 0, p->n * ys * sizeof *want);
+    memset(got, 0, p->n * ys * sizeof *got);
+    l3__plain_kernels.matmul[t](p->w + 1, p->row_bytes, p->rows, p->cols, p->x, p->xs, p->n, want, ys);
+    k->matmul[t](p->w + 1, p->row_bytes, p->rows, p->cols, p->x, p->xs, p->n, got, ys);
+    if (!CHECK_MEM(got, want, p->n * ys * sizeof *got))
+        fprintf(stderr, "    %s, %s, %u x %u, %u positions\n", l3_level_name(k->level), l3_type_name(p->type),
+                (unsigned)p->rows, (unsigned)p->cols, (unsigned)p->n);
+    free(want);
+    free(got);
+}
 
 TEST(products_with_float_activations) {
     test_rng r = {1};
@@ -73,19 +90,23 @@ TEST(products_with_float_activations) {
     for (int level = FIRST_LEVEL; l3_level_name(level); level++) {
         const l3__kernels *k = l3__kernels_of(level);
         for (int i = 0; k && i < test_some(120); i++) {
-            product      p    = random_product(&r, types[i % 6]);
-            const int    t    = l3__type_index(p.type);
-            const size_t ys   = p.rows + test_below(&r, 3);
-            float       *want = new_floats(p.n, ys), *got = new_floats(p.n, ys);
-            memset(want, 0, p.n * ys * sizeof *want);
-            memset(got, 0, p.n * ys * sizeof *got);
-            l3__plain_kernels.matmul[t](p.w + 1, p.row_bytes, p.rows, p.cols, p.x, p.xs, p.n, want, ys);
-            k->matmul[t](p.w + 1, p.row_bytes, p.rows, p.cols, p.x, p.xs, p.n, got, ys);
-            if (!CHECK_MEM(got, want, p.n * ys * sizeof *got))
-                fprintf(stderr, "    %s, %s, %u x %u, %u positions\n", l3_level_name(level), l3_type_name(p.type),
-                        (unsigned)p.rows, (unsigned)p.cols, (unsigned)p.n);
-            free(want);
-            free(got);
+            product p = random_product(&r, types[i % 6]);
+            check_product(k, &p, p.rows + test_below(&r, 3));
+            product_free(&p);
+        }
+    }
+}
+
+/* Keys of small heads; sums of zeros have a sign, too. */
+TEST(products_with_short_rows) {
+    test_rng r = {4};
+    if (!test_plain_arithmetic()) SKIP("this build fuses multiplications and additions");
+    for (int level = FIRST_LEVEL; l3_level_name(level); level++) {
+        const l3__kernels *k = l3__kernels_of(level);
+        for (uint32_t i = 0; k && i < 300; i++) {
+            product p = product_new(&r, types[i % 3], 1 + test_below(&r, 70), 1 + test_below(&r, i % 2 ? 20 : 8), 1);
+            for (uint32_t c = 0; c < p.cols && i % 5 == 0; c++) p.x[c] = test_below(&r, 2) ? 0.0f : -0.0f;
+            check_product(k, &p, p.rows);
             product_free(&p);
         }
     }
@@ -521,6 +542,7 @@ int main(void) {
         return test_report(SUITE);
     }
     RUN(products_with_float_activations);
+    RUN(products_with_short_rows);
     RUN(vectors_as_in_plain_c);
     RUN(exponentials);
     RUN(products_with_packed_activations);
