@@ -2402,24 +2402,43 @@ L3__OP5 __m512i l3__quad_avx512(const unsigned char *p) {
     return _mm512_permutexvar_epi32(to, _mm512_zextsi128_si512(l3__bytes16(p)));
 }
 
-/* Blocks b ... b + 3 of Q4_0: low nibbles of all four, then high ones, against activations in that order. */
-L3__OP5 void l3__step4_avx512(const uint8_t *w, size_t row_bytes, uint32_t b, const l3__int8s *x, const size_t rows,
-                              const size_t n, __m512 (*sum)[4]) {
-    const __m512i nibble = _mm512_set1_epi8(15);
-    __m512i       low[4], high[4];
-    __m512        d[4];
+/* Four blocks of a row as unsigned bytes: first halves of all four, then second ones. */
+L3__OP5 void l3__four_blocks_avx512(const int type, const uint8_t *w, __m512i *low, __m512i *high) {
+    if (type == L3_Q8_0) {
+        const __m512i sign = _mm512_set1_epi32(-0x7f7f7f80);
+        const __m512i a    = _mm512_inserti64x4(_mm512_zextsi256_si512(l3__bytes32(w + 2)), l3__bytes32(w + 36), 1);
+        const __m512i b    = _mm512_inserti64x4(_mm512_zextsi256_si512(l3__bytes32(w + 70)), l3__bytes32(w + 104), 1);
+        *low               = _mm512_xor_si512(_mm512_shuffle_i64x2(a, b, 0x88), sign);
+        *high              = _mm512_xor_si512(_mm512_shuffle_i64x2(a, b, 0xdd), sign);
+    } else {
+        const __m512i nibble = _mm512_set1_epi8(15);
+        __m512i       q      = _mm512_zextsi128_si512(l3__bytes16(w + 2));
+        q                    = _mm512_inserti32x4(q, l3__bytes16(w + 20), 1);
+        q                    = _mm512_inserti32x4(q, l3__bytes16(w + 38), 2);
+        q                    = _mm512_inserti32x4(q, l3__bytes16(w + 56), 3);
+        *low                 = _mm512_and_si512(q, nibble);
+        *high                = _mm512_and_si512(_mm512_srli_epi16(q, 4), nibble);
+    }
+}
+
+/* Their scales, each in 4 places. */
+L3__OP5 __m512 l3__four_scales_avx512(const uint8_t *w, const size_t block) {
+    const __m512i  to = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+    const uint64_t h  = (uint64_t)l3__le16(w) | (uint64_t)l3__le16(w + block) << 16 |
+                       (uint64_t)l3__le16(w + 2 * block) << 32 | (uint64_t)l3__le16(w + 3 * block) << 48;
+    return _mm512_permutexvar_ps(to, _mm512_zextps128_ps512(_mm_cvtph_ps(_mm_cvtsi64_si128((long long)h))));
+}
+
+/* Blocks b ... b + 3 of `rows` rows against n positions whose activations are in that order. */
+L3__OP5 void l3__step4_avx512(const int type, const uint8_t *w, size_t row_bytes, uint32_t b, const l3__int8s *x,
+                              const size_t rows, const size_t n, __m512 (*sum)[4]) {
+    const size_t block = type == L3_Q8_0 ? 34 : 18;
+    __m512i      low[4], high[4];
+    __m512       d[4];
     L3__EACH(r, rows) {
-        const uint8_t *p = w + r * row_bytes + b * 18;
-        __m512i        q = _mm512_zextsi128_si512(l3__bytes16(p + 2));
-        q                = _mm512_inserti32x4(q, l3__bytes16(p + 20), 1);
-        q                = _mm512_inserti32x4(q, l3__bytes16(p + 38), 2);
-        q                = _mm512_inserti32x4(q, l3__bytes16(p + 56), 3);
-        low[r]           = _mm512_and_si512(q, nibble);
-        high[r]          = _mm512_and_si512(_mm512_srli_epi16(q, 4), nibble);
-        const __m128i h  = _mm_setr_epi16((short)l3__le16(p), (short)l3__le16(p + 18), (short)l3__le16(p + 36),
-                                          (short)l3__le16(p + 54), 0, 0, 0, 0);
-        const __m512i to = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-        d[r]             = _mm512_permutexvar_ps(to, _mm512_zextps128_ps512(_mm_cvtph_ps(h)));
+        const uint8_t *p = w + r * row_bytes + b * block;
+        l3__four_blocks_avx512(type, p, &low[r], &high[r]);
+        d[r] = l3__four_scales_avx512(p, block);
     }
     L3__EACH(p, n) {
         const __m512i a = l3__bytes64(x[p].q + b * 32), c = l3__bytes64(x[p].q + b * 32 + 64);
@@ -2437,14 +2456,12 @@ L3__OP5 void l3__int8_dots_avx512(const int type, const uint8_t *w, size_t row_b
     __m512   sum[4][4];
     uint32_t b                                 = 0;
     L3__EACH(r, rows) L3__EACH(p, n) sum[r][p] = _mm512_setzero_ps();
-    for (; type == L3_Q4_0 && b + 4 <= blocks; b += 4) {
-        if (rows == 4) l3__prefetch(w + L3__AHEAD + (size_t)b * 72, 288);
-        l3__step4_avx512(w, row_bytes, b, x, rows, n, sum);
+    for (; b + 4 <= blocks; b += 4) {
+        if (rows == 4 && type == L3_Q4_0) l3__prefetch(w + L3__AHEAD + (size_t)b * 72, 288);
+        if (rows == 4 && n > 1 && type == L3_Q8_0) l3__prefetch(w + L3__AHEAD + (size_t)b * 136, 544);
+        l3__step4_avx512(type, w, row_bytes, b, x, rows, n, sum);
     }
-    for (; b + 2 <= blocks; b += 2) {
-        if (rows == 4 && n > 1 && type == L3_Q8_0) l3__prefetch(w + L3__AHEAD + (size_t)b * 136, 272);
-        l3__step2_avx512(type, w, row_bytes, b, x, rows, n, true, sum);
-    }
+    for (; b + 2 <= blocks; b += 2) l3__step2_avx512(type, w, row_bytes, b, x, rows, n, true, sum);
     if (b < blocks) l3__step2_avx512(type, w, row_bytes, b, x, rows, n, false, sum);
     L3__EACH(r, rows) L3__EACH(p, n) y[p * ys + r] = l3__sum_avx512(&sum[r][p]);
 }
@@ -2610,7 +2627,7 @@ L3__AVX512 void l3__times_int8(const void *panel, const void *x, uint32_t blocks
     L3__EACH(p, L3__P512) _mm512_storeu_ps(c + p * cs, sum[p]);
 }
 
-static const l3__fast l3__fast_int8_avx512 = {l3__pack_int8, l3__int8_avx512, NULL, NULL, 1, 10, 0};
+static const l3__fast l3__fast_int8_avx512 = {l3__pack_int8_fours, l3__int8_avx512, NULL, NULL, 1, 10, 0};
 static const l3__fast l3__fast_int4_avx512 = {l3__pack_int8_fours, l3__int8_avx512, NULL, NULL, 1, 10, 0};
 static const l3__fast l3__gemm_int8_avx512 = {
     l3__pack_tiles_int8, NULL, l3__panel_int8, l3__times_int8, L3__P512, 10, 9};
