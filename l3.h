@@ -1898,10 +1898,14 @@ L3__OP __m512 l3__from_bf16_avx512(const uint8_t *p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(l3__bytes32(p)), 16));
 }
 L3__OP __m512 l3__from_i8_avx512(const uint8_t *p) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(l3__bytes16(p))); }
-L3__OP __m512 l3__from_q4_avx512(const uint8_t *q, uint32_t j) {
-    const __m512i w = _mm512_cvtepu8_epi32(l3__bytes16(q));
-    const __m512i n = _mm512_and_si512(j < 16 ? w : _mm512_srli_epi32(w, 4), _mm512_set1_epi32(15));
-    return _mm512_cvtepi32_ps(_mm512_sub_epi32(n, _mm512_set1_epi32(8)));
+/* The 32 values of a block of Q4_0; value (16,) is what each nibble stands for. */
+L3__OP void l3__from_q4_avx512(const uint8_t *q, __m512 value, __m512 *w) {
+    const __m512i bytes = _mm512_cvtepu8_epi32(l3__bytes16(q));
+    w[0]                = _mm512_permutexvar_ps(bytes, value); /* looks at the low four bits only */
+    w[1]                = _mm512_permutexvar_ps(_mm512_srli_epi32(bytes, 4), value);
+}
+L3__OP __m512 l3__nibbles_avx512(void) {
+    return _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
 }
 L3__OP __m512 l3__above_avx512(__m512 a, __m512 b, __m512 x, __m512 y) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), y, x);
@@ -2451,14 +2455,16 @@ L3__OP5 void l3__step4_avx512(const int type, const uint8_t *w, size_t row_bytes
     }
 }
 
+/* `prefetch`: 4 rows side by side. */
 L3__OP5 void l3__int8_dots_avx512(const int type, const uint8_t *w, size_t row_bytes, uint32_t blocks,
-                                  const l3__int8s *x, const size_t rows, const size_t n, float *y, size_t ys) {
-    __m512   sum[4][4];
-    uint32_t b                                 = 0;
+                                  const l3__int8s *x, const size_t rows, const size_t n, const bool prefetch, float *y,
+                                  size_t ys) {
+    const size_t block = type == L3_Q8_0 ? 34 : 18;
+    __m512       sum[4][4];
+    uint32_t     b                             = 0;
     L3__EACH(r, rows) L3__EACH(p, n) sum[r][p] = _mm512_setzero_ps();
     for (; b + 4 <= blocks; b += 4) {
-        if (rows == 4 && type == L3_Q4_0) l3__prefetch(w + L3__AHEAD + (size_t)b * 72, 288);
-        if (rows == 4 && n > 1 && type == L3_Q8_0) l3__prefetch(w + L3__AHEAD + (size_t)b * 136, 544);
+        if (prefetch) l3__prefetch(w + L3__AHEAD + (size_t)b * 4 * block, 16 * block);
         l3__step4_avx512(type, w, row_bytes, b, x, rows, n, sum);
     }
     for (; b + 2 <= blocks; b += 2) l3__step2_avx512(type, w, row_bytes, b, x, rows, n, true, sum);
@@ -2466,14 +2472,14 @@ L3__OP5 void l3__int8_dots_avx512(const int type, const uint8_t *w, size_t row_b
     L3__EACH(r, rows) L3__EACH(p, n) y[p * ys + r] = l3__sum_avx512(&sum[r][p]);
 }
 
-/* Rows of Q8_0 for one position, so little computing that memory decides: four at a time, far from each other, are four streams,
- * which the processor's prefetcher follows better than four rows side by side. Returns how many it did. */
+/* Many rows of Q8_0 for one position, so little computing that memory decides: four at a time, far from each other, are four
+ * streams, which the processor's prefetcher follows better than four rows side by side. Returns how many it did. */
 L3__OP5 uint32_t l3__int8_streams_avx512(const uint8_t *w, size_t row_bytes, uint32_t rows, uint32_t cols,
                                          const l3__int8s *x, float *y) {
     const uint32_t quarter = rows / 4;
     for (uint32_t r = 0; r < quarter; r++) {
         float four[4];
-        l3__int8_dots_avx512(L3_Q8_0, w + r * row_bytes, quarter * row_bytes, cols / 32, x, 4, 1, four, 0);
+        l3__int8_dots_avx512(L3_Q8_0, w + r * row_bytes, quarter * row_bytes, cols / 32, x, 4, 1, false, four, 0);
         for (uint32_t i = 0; i < 4; i++) y[i * quarter + r] = four[i];
     }
     return 4 * quarter;
@@ -2487,14 +2493,14 @@ L3__OP5 void l3__int8_rows_avx512(const int type, const uint8_t *w, size_t row_b
         uint32_t       r  = 0;
         float         *to = y + p * ys;
         for (uint32_t i = 0; i < some; i++) a[i] = l3__int8s_at(x, p + i, cols);
-        if (n == 1 && type == L3_Q8_0) r = l3__int8_streams_avx512(w, row_bytes, rows, cols, a, to);
+        if (n == 1 && type == L3_Q8_0 && rows > L3__TILE) r = l3__int8_streams_avx512(w, row_bytes, rows, cols, a, to);
         for (; r + 4 <= rows; r += 4) {
-            if (some == 4) l3__int8_dots_avx512(type, w + r * row_bytes, row_bytes, blocks, a, 4, 4, to + r, ys);
-            else l3__int8_dots_avx512(type, w + r * row_bytes, row_bytes, blocks, a, 4, 1, to + r, ys);
+            if (some == 4) l3__int8_dots_avx512(type, w + r * row_bytes, row_bytes, blocks, a, 4, 4, true, to + r, ys);
+            else l3__int8_dots_avx512(type, w + r * row_bytes, row_bytes, blocks, a, 4, 1, true, to + r, ys);
         }
         for (; r < rows; r++) {
-            if (some == 4) l3__int8_dots_avx512(type, w + r * row_bytes, row_bytes, blocks, a, 1, 4, to + r, ys);
-            else l3__int8_dots_avx512(type, w + r * row_bytes, row_bytes, blocks, a, 1, 1, to + r, ys);
+            if (some == 4) l3__int8_dots_avx512(type, w + r * row_bytes, row_bytes, blocks, a, 1, 4, false, to + r, ys);
+            else l3__int8_dots_avx512(type, w + r * row_bytes, row_bytes, blocks, a, 1, 1, false, to + r, ys);
         }
         p += some;
     }
@@ -5380,9 +5386,13 @@ L3__PART void L3__K(weights32)(const int type, const uint8_t *row, uint32_t firs
         break;
     }
     case L3_Q4_0: {
-        q                               = row + (size_t)(first / 32) * 18;
-        const L3__VF scale              = L3__K(all)(l3__from_f16(l3__le16(q)));
+        q                  = row + (size_t)(first / 32) * 18;
+        const L3__VF scale = L3__K(all)(l3__from_f16(l3__le16(q)));
+#if L3__W == 16
+        l3__from_q4_avx512(q + 2, L3__K(times)(scale, l3__nibbles_avx512()), w);
+#else
         L3__EACH(j, 2 * L3__PARTS) w[j] = L3__K(times)(scale, L3__K(from_q4)(q + 2, (uint32_t)j * L3__W));
+#endif
         break;
     }
     default: {
@@ -5404,6 +5414,20 @@ L3__PART void L3__K(weights32)(const int type, const uint8_t *row, uint32_t firs
         break;
     }
     }
+}
+
+/* The same times a weight. */
+L3__PART void L3__K(weighted32)(const int type, const uint8_t *row, uint32_t first, L3__VF weight, L3__VF *w) {
+#if L3__W == 16
+    if (type == L3_Q4_0) {
+        const uint8_t *q     = row + (size_t)(first / 32) * 18;
+        const L3__VF   scale = L3__K(all)(l3__from_f16(l3__le16(q)));
+        l3__from_q4_avx512(q + 2, L3__K(times)(weight, L3__K(times)(scale, l3__nibbles_avx512())), w);
+        return;
+    }
+#endif
+    L3__K(weights32)(type, row, first, w);
+    L3__EACH(j, 2 * L3__PARTS) w[j] = L3__K(times)(weight, w[j]);
 }
 
 /* Elements first ... first + n - 1 of a row, and zeros behind them; types without blocks. Lanes never hold -0, so adding 0 to
@@ -5680,8 +5704,8 @@ L3__PART void L3__K(weigh_blocks)(const int type, const uint8_t *rows, size_t ro
     for (uint32_t t = 0; t < n; t++) {
         const L3__VF weight = L3__K(all)(w[t]);
         L3__EACH(b, blocks) {
-            L3__K(weights32)(type, rows + t * row_bytes, first + (uint32_t)b * 32, v);
-            L3__EACH(j, 2 * L3__PARTS) sum[b][j] = L3__K(plus)(sum[b][j], L3__K(times)(weight, v[j]));
+            L3__K(weighted32)(type, rows + t * row_bytes, first + (uint32_t)b * 32, weight, v);
+            L3__EACH(j, 2 * L3__PARTS) sum[b][j] = L3__K(plus)(sum[b][j], v[j]);
         }
     }
     L3__EACH(b, blocks) { L3__EACH(j, 2 * L3__PARTS) L3__K(store)(out + first + b * 32 + j * L3__W, sum[b][j]); }

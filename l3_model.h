@@ -1783,8 +1783,8 @@ L3__FN void l3__store_kv(const l3_session *s, uint32_t block, uint32_t p) {
 }
 
 /* Softmax over one tile's scores (32,) of one position, of which `count` are its own; rescales what it has summed so far. */
-L3__FN void l3__tile_softmax(const l3__kernels *k, float *w, uint32_t count, float scale, float *peak, float *total,
-                             float *out, uint32_t head_dim) {
+L3__FN void l3__online_softmax(const l3__kernels *k, float *w, uint32_t count, float scale, float *peak, float *total,
+                               float *out, uint32_t head_dim) {
     const float before = *peak, sum = k->softmax_tile(w, count, scale, peak);
     if (*peak > before && *total > 0) {
         const float shrink = l3__expf(before - *peak);
@@ -1822,13 +1822,12 @@ L3__FN void l3__attend(const l3_session *s, uint32_t block, uint32_t p, uint32_t
 #endif
     for (uint32_t i = 0; t == 0 && i < heads; i++) a[i].peak = l3__as_float(0xff800000u), a[i].total = 0;
     if (t == 0) memset(out, 0, (size_t)heads * d * sizeof *out);
-    for (; t < n && tiles > 0;
-         t += L3__TILE, tiles--) { /* heads do not wait for each other: each step for all of them */
+    for (; t < n && tiles > 0; t += L3__TILE, tiles--) { /* each step for all heads: they do not wait for each other */
         const uint32_t count = n - t < L3__TILE ? n - t : L3__TILE;
         for (uint32_t i = 0; i < heads; i++)
             l3__scores(&s->work, fast, type, keys + t * row, row, count, d, q + (size_t)i * d, packed, w[i]);
         for (uint32_t i = 0; i < heads; i++)
-            l3__tile_softmax(k, w[i], count, scale, &a[i].peak, &a[i].total, out + (size_t)i * d, d);
+            l3__online_softmax(k, w[i], count, scale, &a[i].peak, &a[i].total, out + (size_t)i * d, d);
         for (uint32_t i = 0; i < heads; i++) {
 #if defined(L3__FIXED)
             if (fast) {
@@ -1840,7 +1839,8 @@ L3__FN void l3__attend(const l3_session *s, uint32_t block, uint32_t p, uint32_t
         }
     }
     a->at = t;
-    for (uint32_t i = 0; t >= n && i < heads * d; i++) out[i] /= a[i / d].total;
+    for (uint32_t i = 0; t >= n && i < heads; i++, out += d)
+        for (uint32_t c = 0; c < d; c++) out[c] /= a[i].total;
 }
 
 #define L3__QUERIES 48u /* positions that share the unpacking of keys and values, where attention goes by tiles */
@@ -1898,8 +1898,8 @@ L3__FN void l3__attend_tiles(const l3_session *s, uint32_t block, uint32_t h, ui
                 const uint32_t at  = s->at[p0 + from + p];
                 const uint32_t own = at < t ? 0 : at - t + 1 < count ? at - t + 1 : count;
                 if (own) {
-                    l3__tile_softmax(k, w[p], own, scale, &peak[from + p], &total[from + p],
-                                     out + (size_t)(from + p) * q_dim, d);
+                    l3__online_softmax(k, w[p], own, scale, &peak[from + p], &total[from + p],
+                                       out + (size_t)(from + p) * q_dim, d);
                 } else {
                     memset(w[p], 0, sizeof w[p]);
                 }
