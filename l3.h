@@ -1387,11 +1387,11 @@ L3__FN void l3__swiglu(float *gate, const float *up, size_t n) {
  * Returns their sum, which goes by lanes as in a dot product. */
 L3__FN float l3__softmax_tile(float *w, uint32_t n, float scale, float *peak) {
     float lane[L3__LANES];
-    for (uint32_t i = 0; i < L3__TILE; i++) {
-        w[i] = i < n ? w[i] * scale : l3__as_float(0xff800000u);
+    for (uint32_t i = 0; i < n; i++) {
+        w[i] *= scale;
         if (w[i] > *peak) *peak = w[i];
     }
-    for (uint32_t i = 0; i < L3__TILE; i++) w[i] = l3__expf(w[i] - *peak);
+    for (uint32_t i = 0; i < L3__TILE; i++) w[i] = i < n ? l3__expf(w[i] - *peak) : 0;
     for (uint32_t i = 0; i < L3__LANES; i++) lane[i] = w[i] + w[i + L3__LANES];
     return l3__lanes_sum(lane);
 }
@@ -5676,24 +5676,30 @@ L3__KERNEL void L3__K(swiglu)(float *gate, const float *up, size_t n) {
     for (; i < n; i++) gate[i] = gate[i] / (1.0f + l3__expf(-gate[i])) * up[i];
 }
 
-L3__KERNEL float L3__K(softmax_tile)(float *w, uint32_t n, float scale, float *peak) {
+/* With n <= 16 if not `whole`. */
+L3__PART float L3__K(softmax_some)(const bool whole, float *w, uint32_t n, float scale, float *peak) {
     static const float place[L3__TILE] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15,
                                           16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31};
-    const L3__VF       none = L3__K(all)(l3__as_float(0xff800000u)), last = L3__K(all)((float)n - 1);
-    L3__VF             score[2 * L3__PARTS], lane[L3__PARTS], high = L3__K(all)(*peak);
-    L3__EACH(j, 2 * L3__PARTS) {
+    const size_t       some            = whole ? 2 * L3__PARTS : L3__PARTS;
+    const L3__VF last = L3__K(all)((float)n - 1), zero = L3__K(all)(0.0f), none = L3__K(all)(l3__as_float(0xff800000u));
+    L3__VF       score[2 * L3__PARTS], lane[L3__PARTS], high                    = L3__K(all)(*peak);
+    L3__EACH(j, some) {
         score[j] = L3__K(times)(L3__K(load)(w + j * L3__W), L3__K(all)(scale));
-        score[j] = L3__K(above)(L3__K(load)(place + j * L3__W), last, none, score[j]);
-        high     = L3__K(max)(score[j], high);
+        high     = L3__K(max)(L3__K(above)(L3__K(load)(place + j * L3__W), last, none, score[j]), high);
     }
     *peak = L3__K(highest)(high);
     high  = L3__K(all)(*peak);
-    L3__EACH(j, 2 * L3__PARTS) {
+    L3__EACH(j, some) {
         score[j] = L3__K(exp)(L3__K(minus)(score[j], high));
-        L3__K(store)(w + j * L3__W, score[j]);
+        score[j] = L3__K(above)(L3__K(load)(place + j * L3__W), last, zero, score[j]);
     }
-    L3__EACH(j, L3__PARTS) lane[j] = L3__K(plus)(score[j], score[L3__PARTS + j]);
+    L3__EACH(j, 2 * L3__PARTS) L3__K(store)(w + j * L3__W, j < some ? score[j] : zero);
+    L3__EACH(j, L3__PARTS) lane[j] = L3__K(plus)(score[j], whole ? score[L3__PARTS + j] : zero);
     return L3__K(sum)(lane);
+}
+
+L3__KERNEL float L3__K(softmax_tile)(float *w, uint32_t n, float scale, float *peak) {
+    return n > L3__LANES ? L3__K(softmax_some)(true, w, n, scale, peak) : L3__K(softmax_some)(false, w, n, scale, peak);
 }
 
 /* 32 * blocks columns of what follows: enough sums side by side to hide how long an addition takes. */
@@ -5711,6 +5717,22 @@ L3__PART void L3__K(weigh_blocks)(const int type, const uint8_t *rows, size_t ro
     L3__EACH(b, blocks) { L3__EACH(j, 2 * L3__PARTS) L3__K(store)(out + first + b * 32 + j * L3__W, sum[b][j]); }
 }
 
+#if L3__W == 16
+/* The same for values of small heads, half a vector. */
+L3__PART void l3__weigh_8(const int type, const uint8_t *rows, size_t row_bytes, const float *w, uint32_t n,
+                          float *out) {
+    __m256 sum = _mm256_loadu_ps(out);
+    for (uint32_t t = 0; t < n; t++, rows += row_bytes) {
+        const void  *row = rows;
+        const __m256 v   = type == L3_F32   ? _mm256_loadu_ps((const float *)row)
+                           : type == L3_F16 ? l3__from_f16_avx2(rows)
+                                            : l3__from_bf16_avx2(rows);
+        sum              = _mm256_add_ps(sum, _mm256_mul_ps(_mm256_set1_ps(w[t]), v));
+    }
+    _mm256_storeu_ps(out, sum);
+}
+#endif
+
 /* out (cols,) += the sum of n rows weighted by w. */
 L3__PART void L3__K(weigh)(const int type, const uint8_t *rows, size_t row_bytes, const float *w, uint32_t n,
                            float *out, uint32_t cols) {
@@ -5721,6 +5743,12 @@ L3__PART void L3__K(weigh)(const int type, const uint8_t *rows, size_t row_bytes
         for (; i + 64 <= cols; i += 64) L3__K(weigh_blocks)(type, rows, row_bytes, w, n, out, i, 2);
     for (; i + 32 <= cols; i += 32) L3__K(weigh_blocks)(type, rows, row_bytes, w, n, out, i, 1);
     if (i == cols) return;
+#if L3__W == 16
+    if (cols == 8 && type != L3_Q8_0) {
+        l3__weigh_8(type, rows, row_bytes, w, n, out);
+        return;
+    }
+#endif
     if (type == L3_Q8_0) {
         float last[32] = {0};
         memcpy(last, out + i, (cols - i) * sizeof *last);
