@@ -1870,7 +1870,8 @@ L3__FN void l3__attend_tiles(const l3_session *s, uint32_t block, uint32_t h, ui
     const size_t       row   = owner->kv_row;
     const float        scale = 1.0f / l3__sqrtf((float)d);
     float             *out   = s->attended + (size_t)p0 * q_dim + (size_t)h * d;
-    float              keys[L3__MAX_HEAD * 16], values[L3__TILE * L3__MAX_HEAD], w[16][L3__TILE], turned[L3__TILE * 16];
+    float              keys[L3__MAX_HEAD * 16], values[L3__TILE * L3__MAX_HEAD], turned[L3__TILE * 16];
+    float              w[L3__QUERIES + 16][L3__TILE]; /* whole tiles of positions */
     float              peak[L3__QUERIES], total[L3__QUERIES];
     unsigned char     *packed =
         s->work.packed + ((size_t)h * l3__packed_bytes(f, s->work.batch, d)) + l3__packed_bytes(f, p0, d);
@@ -1886,24 +1887,26 @@ L3__FN void l3__attend_tiles(const l3_session *s, uint32_t block, uint32_t h, ui
         l3__panel_rows(rows[0], first, row, count);
         l3__panel_rows(rows[1], count > 16 ? first + 16 * row : first, row, count > 16 ? count - 16 : 1);
         l3__value_panels(k, type, l3__kv_rows(owner, block, kv_head, 1) + t * row, row, count, d, values);
-        for (uint32_t i = 0; i < tiles; i++) {
+        uint32_t skipped = 0; /* tiles of positions that come before these keys */
+        while ((skipped + 1) * f->tile <= n && s->at[p0 + (skipped + 1) * f->tile - 1] < t) skipped++;
+        for (uint32_t half = 0; half < 2; half++) {
+            f->panel(type, rows[half], 0, d / 32, d, keys);
+            for (uint32_t i = skipped; i < tiles; i++)
+                f->times(keys, packed + i * tile_bytes, d / 32, true, &w[i * f->tile][16 * half], L3__TILE);
+        }
+        for (uint32_t i = skipped; i < tiles; i++) {
             const uint32_t from = i * f->tile, some = n - from < f->tile ? n - from : f->tile;
-            if (s->at[p0 + from + some - 1] < t) continue; /* all of them come before these keys */
-            for (uint32_t half = 0; half < 2; half++) {
-                f->panel(type, rows[half], 0, d / 32, d, keys);
-                f->times(keys, packed + i * tile_bytes, d / 32, true, &w[0][16 * half], L3__TILE);
-            }
             memset(turned, 0, L3__TILE * f->tile * sizeof *turned);
             for (uint32_t p = 0; p < some; p++) {
                 const uint32_t at  = s->at[p0 + from + p];
                 const uint32_t own = at < t ? 0 : at - t + 1 < count ? at - t + 1 : count;
                 if (own) {
-                    l3__online_softmax(k, w[p], own, scale, &peak[from + p], &total[from + p],
+                    l3__online_softmax(k, w[from + p], own, scale, &peak[from + p], &total[from + p],
                                        out + (size_t)(from + p) * q_dim, d);
                 } else {
-                    memset(w[p], 0, sizeof w[p]);
+                    memset(w[from + p], 0, sizeof w[from + p]);
                 }
-                for (uint32_t j = 0; j < L3__TILE; j++) turned[j * f->tile + p] = w[p][j];
+                for (uint32_t j = 0; j < L3__TILE; j++) turned[j * f->tile + p] = w[from + p][j];
             }
             for (uint32_t c = 0; c < d; c += 16)
                 f->times(values + c * L3__TILE, turned, L3__TILE / 32, false, out + (size_t)from * q_dim + c, q_dim);
