@@ -2633,8 +2633,7 @@ L3__AVX512 void l3__times_int8(const void *panel, const void *x, uint32_t blocks
     L3__EACH(p, L3__P512) _mm512_storeu_ps(c + p * cs, sum[p]);
 }
 
-static const l3__fast l3__fast_int8_avx512 = {l3__pack_int8_fours, l3__int8_avx512, NULL, NULL, 1, 10, 0};
-static const l3__fast l3__fast_int4_avx512 = {l3__pack_int8_fours, l3__int8_avx512, NULL, NULL, 1, 10, 0};
+static const l3__fast l3__int8_by_avx512   = {l3__pack_int8_fours, l3__int8_avx512, NULL, NULL, 1, 10, 0};
 static const l3__fast l3__gemm_int8_avx512 = {
     l3__pack_tiles_int8, NULL, l3__panel_int8, l3__times_int8, L3__P512, 10, 9};
 
@@ -3107,19 +3106,19 @@ static const l3__fast l3__gemm_bfmmla = {l3__pack_bfmmla, NULL, l3__panel_bfmmla
         L3_LEVEL_AVX512,                                                                                     \
         128,                                                                                                 \
         L3__FLOAT_KERNELS,                                                                                   \
-        {NULL, NULL, NULL, &l3__fast_int8_avx512, &l3__fast_int4_avx512, &l3__fast_q6_avx2},                 \
+        {NULL, NULL, NULL, &l3__int8_by_avx512, &l3__int8_by_avx512, &l3__fast_q6_avx2},                     \
         {&l3__fast_f32_avx512, &l3__fast_f32_avx512, &l3__fast_f32_avx512, &l3__gemm_int8_avx512,            \
          &l3__gemm_int8_avx512, &l3__fast_f32_avx512}};                                                      \
     static const l3__kernels l3__bf16_kernels = {                                                            \
         L3_LEVEL_BF16,                                                                                       \
         128,                                                                                                 \
         L3__FLOAT_KERNELS,                                                                                   \
-        {NULL, NULL, NULL, &l3__fast_int8_avx512, &l3__fast_int4_avx512, &l3__fast_q6_avx2},                 \
+        {NULL, NULL, NULL, &l3__int8_by_avx512, &l3__int8_by_avx512, &l3__fast_q6_avx2},                     \
         {&l3__fast_f32_avx512, &l3__fast_bf16, &l3__fast_bf16, &l3__gemm_int8_avx512, &l3__gemm_int8_avx512, \
          &l3__fast_bf16}};
 #if defined(L3__AMX_TARGET) && !defined(L3__EMULATE_AMX)
 #define L3__AMX_DECODE \
-    { NULL, NULL, NULL, &l3__fast_int8_avx512, &l3__fast_int4_avx512, &l3__fast_q6_avx2 }
+    { NULL, NULL, NULL, &l3__int8_by_avx512, &l3__int8_by_avx512, &l3__fast_q6_avx2 }
 #endif
 #include "l3.h"
 #undef L3__ISA
