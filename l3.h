@@ -1885,7 +1885,7 @@ L3__OP __m512i l3__bytes64(const void *p) { return _mm512_loadu_si512(p); }
 /* The first n of 16. */
 L3__OP __mmask16 l3__first16(uint32_t n) { return (__mmask16)(n < 16 ? (1u << n) - 1 : 0xffff); }
 
-/* They, and zeros behind. */
+/* The first n, and zeros behind. */
 L3__OP __m512  l3__load_part_avx512(const float *p, uint32_t n) { return _mm512_maskz_loadu_ps(l3__first16(n), p); }
 L3__OP __m256i l3__part16_avx512(const uint8_t *p, uint32_t n) { return _mm256_maskz_loadu_epi16(l3__first16(n), p); }
 L3__OP __m512  l3__part_f16_avx512(const uint8_t *p, uint32_t n) { return _mm512_cvtph_ps(l3__part16_avx512(p, n)); }
@@ -5675,7 +5675,7 @@ L3__KERNEL void L3__K(swiglu)(float *gate, const float *up, size_t n) {
     for (; i < n; i++) gate[i] = gate[i] / (1.0f + l3__expf(-gate[i])) * up[i];
 }
 
-/* With n <= 16 if not `whole`. */
+/* Not `whole`: n <= 16, and there is nothing to compute for the second half. */
 L3__PART float L3__K(softmax_some)(const bool whole, float *w, uint32_t n, float scale, float *peak) {
     static const float place[L3__TILE] = {0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15,
                                           16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31};

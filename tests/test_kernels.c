@@ -205,18 +205,24 @@ TEST(vectors_as_in_plain_c) {
     }
 }
 
-/* e^x at every level over all of its range, in steps that meet every exponent. */
+/* e^x at every level over all of its range, in steps that meet every exponent: below 0 by softmax, on both sides by SwiGLU. */
 TEST(exponentials) {
     test_rng r = {3};
     for (int level = FIRST_LEVEL; l3_level_name(level); level++) {
         const l3__kernels *k = l3__kernels_of(level);
         for (int i = 0; k && i < test_some(5000); i++) {
-            float x[L3__TILE], y[L3__TILE];
-            for (uint32_t j = 0; j < L3__TILE; j++) x[j] = y[j] = (float)(test_unit(&r) * 200 - 100);
-            float peak = 0, same = 0;
+            float x[L3__TILE], y[L3__TILE], gate[L3__TILE], same[L3__TILE], up[L3__TILE], peak = 0, peak2 = 0;
+            for (uint32_t j = 0; j < L3__TILE; j++) {
+                x[j] = y[j] = (float)(test_unit(&r) * -100);
+                gate[j] = same[j] = (float)(test_unit(&r) * 200 - 100);
+                up[j]             = 1;
+            }
             (void)l3__plain_kernels.softmax_tile(x, L3__TILE, 1, &peak);
-            (void)k->softmax_tile(y, L3__TILE, 1, &same);
-            if (!CHECK(same_floats(y, x, L3__TILE))) break;
+            (void)k->softmax_tile(y, L3__TILE, 1, &peak2);
+            l3__plain_kernels.swiglu(gate, up, L3__TILE);
+            k->swiglu(same, up, L3__TILE);
+            if (!CHECK(peak == 0 && peak2 == 0 && same_floats(y, x, L3__TILE) && same_floats(same, gate, L3__TILE)))
+                break;
         }
     }
 }
