@@ -295,10 +295,11 @@ typedef enum l3_verify {
 
 typedef enum l3_mode {
     L3_FAST, /* activations are rounded where the level gains by it: to int8, by blocks of 32, for Q8_0, Q4_0 and Q6_K weights
-                and for the scores of such rows, in l3_prefill also to bf16 for F16, BF16 and Q6_K ones, and with AMX for
-                Q8_0 and Q4_0, too; weights are then rounded to bf16 as well. At DSP, HELIUM, RVV, and at PLAIN where floats
-                are computed by software, to int16 instead, as are the weights of a Q8_0 cache's values. The last bits depend
-                on the level, and on which tokens came alone and which together with others in a call of l3_prefill */
+                and for the scores of such rows. In l3_prefill also for F16 and BF16 weights, which are rounded as well: to
+                int16 and 12 bits by blocks of 32 at AVX2 and AVX512, to bf16 where the level has it (then Q6_K, and with
+                AMX Q8_0 and Q4_0, too). At DSP, HELIUM, RVV, and at PLAIN where floats are computed by software, to int16
+                instead of int8, as are the weights of a Q8_0 cache's values. The last bits depend on the level, and on
+                which tokens came alone and which together with others in a call of l3_prefill */
     L3_EXACT /* float activations, every reduction in a fixed order: the same bits at every level and however a text is
                 split into calls */
 } l3_mode;
@@ -2228,9 +2229,7 @@ L3__BASE_OP float l3__peak32(const __m256 *v) {
 }
 
 /* A block as integers from -limit to limit, and their scale. */
-L3__BASE_OP void l3__round32(const float *x, const float limit, __m256i *i, float *scale) {
-    __m256 v[4];
-    L3__EACH(j, 4) v[j] = _mm256_loadu_ps(x + 8 * j);
+L3__BASE_OP void l3__round32(const __m256 *v, const float limit, __m256i *i, float *scale) {
     const float  high   = l3__peak32(v);
     const __m256 to     = _mm256_set1_ps(high > 0 ? limit / high : 0.0f);
     *scale              = high / limit;
@@ -2239,8 +2238,10 @@ L3__BASE_OP void l3__round32(const float *x, const float limit, __m256i *i, floa
 
 /* Returns the sum of the block's integers. */
 L3__BASE_OP int32_t l3__quantize32(const float *x, int8_t *q, float *scale) {
+    __m256  v[4];
     __m256i i[4];
-    l3__round32(x, 127.0f, i, scale);
+    L3__EACH(j, 4) v[j] = _mm256_loadu_ps(x + 8 * j);
+    l3__round32(v, 127.0f, i, scale);
     const __m256i words = _mm256_packs_epi16(_mm256_packs_epi32(i[0], i[1]), _mm256_packs_epi32(i[2], i[3]));
     const __m256i all   = _mm256_permutevar8x32_epi32(words, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
     _mm256_storeu_si256((__m256i *)(void *)q, all);
@@ -2406,31 +2407,30 @@ L3__OP5 __m512i l3__quad_avx512(const unsigned char *p) {
     return _mm512_permutexvar_epi32(to, _mm512_zextsi128_si512(l3__bytes16(p)));
 }
 
-/* Four blocks of a row as unsigned bytes: first halves of all four, then second ones. */
-L3__OP5 void l3__four_blocks_avx512(const int type, const uint8_t *w, __m512i *low, __m512i *high) {
-    if (type == L3_Q8_0) {
-        const __m512i sign = _mm512_set1_epi32(-0x7f7f7f80);
-        const __m512i a    = _mm512_inserti64x4(_mm512_zextsi256_si512(l3__bytes32(w + 2)), l3__bytes32(w + 36), 1);
-        const __m512i b    = _mm512_inserti64x4(_mm512_zextsi256_si512(l3__bytes32(w + 70)), l3__bytes32(w + 104), 1);
-        *low               = _mm512_xor_si512(_mm512_shuffle_i64x2(a, b, 0x88), sign);
-        *high              = _mm512_xor_si512(_mm512_shuffle_i64x2(a, b, 0xdd), sign);
-    } else {
-        const __m512i nibble = _mm512_set1_epi8(15);
-        __m512i       q      = _mm512_zextsi128_si512(l3__bytes16(w + 2));
-        q                    = _mm512_inserti32x4(q, l3__bytes16(w + 20), 1);
-        q                    = _mm512_inserti32x4(q, l3__bytes16(w + 38), 2);
-        q                    = _mm512_inserti32x4(q, l3__bytes16(w + 56), 3);
-        *low                 = _mm512_and_si512(q, nibble);
-        *high                = _mm512_and_si512(_mm512_srli_epi16(q, 4), nibble);
-    }
+/* Four blocks of a row as unsigned bytes, first halves of all four, then second ones; returns their scales, each in 4 places. */
+L3__OP5 __m512 l3__four_q8_avx512(const uint8_t *w, __m512i *low, __m512i *high) {
+    const __m512i  sign = _mm512_set1_epi32(-0x7f7f7f80);
+    const __m512i  to   = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+    const __m512i  a    = _mm512_inserti64x4(_mm512_zextsi256_si512(l3__bytes32(w + 2)), l3__bytes32(w + 36), 1);
+    const __m512i  b    = _mm512_inserti64x4(_mm512_zextsi256_si512(l3__bytes32(w + 70)), l3__bytes32(w + 104), 1);
+    const uint64_t h    = (uint64_t)l3__le16(w) | (uint64_t)l3__le16(w + 34) << 16 | (uint64_t)l3__le16(w + 68) << 32 |
+                       (uint64_t)l3__le16(w + 102) << 48;
+    *low  = _mm512_xor_si512(_mm512_shuffle_i64x2(a, b, 0x88), sign);
+    *high = _mm512_xor_si512(_mm512_shuffle_i64x2(a, b, 0xdd), sign);
+    return _mm512_permutexvar_ps(to, _mm512_zextps128_ps512(_mm_cvtph_ps(_mm_cvtsi64_si128((long long)h))));
 }
 
-/* Their scales, each in 4 places. */
-L3__OP5 __m512 l3__four_scales_avx512(const uint8_t *w, const size_t block) {
-    const __m512i  to = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-    const uint64_t h  = (uint64_t)l3__le16(w) | (uint64_t)l3__le16(w + block) << 16 |
-                       (uint64_t)l3__le16(w + 2 * block) << 32 | (uint64_t)l3__le16(w + 3 * block) << 48;
-    return _mm512_permutexvar_ps(to, _mm512_zextps128_ps512(_mm_cvtph_ps(_mm_cvtsi64_si128((long long)h))));
+/* The same of Q4_0, whose blocks are 9 words of 16 bits, by which they are picked out of two vectors. */
+L3__OP5 __m512 l3__four_q4_avx512(const uint8_t *w, __m512i *low, __m512i *high) {
+    static const uint16_t scales[16]  = {0, 0, 0, 0, 9, 9, 9, 9, 18, 18, 18, 18, 27, 27, 27, 27};
+    static const uint16_t nibbles[32] = {1,  2,  3,  4,  5,  6,  7,  8,  10, 11, 12, 13, 14, 15, 16, 17,
+                                         19, 20, 21, 22, 23, 24, 25, 26, 56, 57, 58, 59, 60, 61, 62, 63};
+    const __m512i         first = l3__bytes64(w), second = l3__bytes64(w + 8), nibble = _mm512_set1_epi8(15);
+    const __m512i         q  = _mm512_permutex2var_epi16(first, l3__bytes64(nibbles), second);
+    const __m512i         to = _mm512_castsi256_si512(l3__bytes32(scales));
+    *low                     = _mm512_and_si512(q, nibble);
+    *high                    = _mm512_and_si512(_mm512_srli_epi16(q, 4), nibble);
+    return _mm512_cvtph_ps(_mm512_castsi512_si256(_mm512_permutexvar_epi16(to, first)));
 }
 
 /* Blocks b ... b + 3 of `rows` rows against n positions whose activations are in that order. */
@@ -2441,8 +2441,7 @@ L3__OP5 void l3__step4_avx512(const int type, const uint8_t *w, size_t row_bytes
     __m512       d[4];
     L3__EACH(r, rows) {
         const uint8_t *p = w + r * row_bytes + b * block;
-        l3__four_blocks_avx512(type, p, &low[r], &high[r]);
-        d[r] = l3__four_scales_avx512(p, block);
+        d[r] = type == L3_Q8_0 ? l3__four_q8_avx512(p, &low[r], &high[r]) : l3__four_q4_avx512(p, &low[r], &high[r]);
     }
     L3__EACH(p, n) {
         const __m512i a = l3__bytes64(x[p].q + b * 32), c = l3__bytes64(x[p].q + b * 32 + 64);
@@ -2700,8 +2699,9 @@ L3__BASE_OP void l3__scale_sums_avx2(__m256 (*sum)[2], __m256i (*s)[2], const un
     }
 }
 
-/* gcc spills accumulators that it is free to rename. */
-#define L3__KEEP(v) __asm__("" : "+x"(v))
+/* sum += v, in place: gcc moves and spills accumulators that it is free to rename. */
+L3__BASE_OP void l3__add16_avx2(__m256i *sum, __m256i v) { __asm__("vpaddw %1, %0, %0" : "+x"(*sum) : "x"(v)); }
+L3__BASE_OP void l3__add32_avx2(__m256i *sum, __m256i v) { __asm__("vpaddd %1, %0, %0" : "+x"(*sum) : "x"(v)); }
 
 L3__BASE void l3__times_int4_avx2(const void *panel, const void *x, uint32_t blocks, bool first, float *c, size_t cs) {
     const unsigned char *w = (const unsigned char *)panel, *a = (const unsigned char *)x;
@@ -2715,10 +2715,8 @@ L3__BASE void l3__times_int4_avx2(const void *panel, const void *x, uint32_t blo
             const __m256i w0 = l3__bytes32(w + g * 64), w1 = l3__bytes32(w + g * 64 + 32);
             L3__EACH(p, L3__P256) {
                 const __m256i v = l3__word_avx2(a + (g * L3__P256 + p) * 4);
-                s[p][0]         = _mm256_add_epi16(s[p][0], _mm256_maddubs_epi16(w0, v));
-                s[p][1]         = _mm256_add_epi16(s[p][1], _mm256_maddubs_epi16(w1, v));
-                L3__KEEP(s[p][0]);
-                L3__KEEP(s[p][1]);
+                l3__add16_avx2(&s[p][0], _mm256_maddubs_epi16(w0, v));
+                l3__add16_avx2(&s[p][1], _mm256_maddubs_epi16(w1, v));
             }
         }
         L3__EACH(p, L3__P256) {
@@ -2730,47 +2728,100 @@ L3__BASE void l3__times_int4_avx2(const void *panel, const void *x, uint32_t blo
     L3__EACH(p, L3__P256) { L3__EACH(j, 2) _mm256_storeu_ps(c + p * cs + j * 8, sum[p][j]); }
 }
 
-/* Q8_0: words of two int16, as bytes would overflow. Activations have 16 bits then, too, at no cost. A block of a tile: words
- * (16, tile), scales (tile,). */
-L3__BASE void l3__pack_tiles_int16(int type, const float *x, size_t xs, uint32_t n, uint32_t cols, unsigned char *dst) {
-    (void)type;
-    for (uint32_t p0 = 0; p0 < n; p0 += L3__P256)
-        for (uint32_t b = 0; b < cols / 32; b++, dst += 17 * L3__P256 * 4) {
-            if (n - p0 < L3__P256) memset(dst, 0, 17 * L3__P256 * 4);
-            for (uint32_t p = 0; p < L3__P256 && p0 + p < n; p++) {
-                __m256i i[4];
+/* ---- words of two int16, where bytes would overflow or are too few: Q8_0 with AVX2, and halves ---- */
+
+/* 32 floats, rounded to integers of which the largest magnitude is `limit`, times a scale. */
+L3__BASE_OP void l3__to_int16(const __m256 *v, const float limit, __m256i *two, float *scale) {
+    __m256i i[4];
+    l3__round32(v, limit, i, scale);
+    L3__EACH(j, 2) two[j] = _mm256_permute4x64_epi64(_mm256_packs_epi32(i[2 * j], i[2 * j + 1]), 0xd8);
+}
+
+/* A block of a tile: words (16, tile), scales (tile,). */
+L3__BASE_OP void l3__pack_tiles16(const uint32_t tile, const float *x, size_t xs, uint32_t n, uint32_t cols,
+                                  unsigned char *dst) {
+    for (uint32_t p0 = 0; p0 < n; p0 += tile)
+        for (uint32_t k = 0; k < cols; k += 32, dst += 17 * tile * 4) {
+            if (n - p0 < tile) memset(dst, 0, 17 * tile * 4);
+            for (uint32_t p = 0; p < tile && p0 + p < n; p++) {
+                float   whole[32] = {0}, scale;
+                __m256  v[4];
+                __m256i two[2];
                 int32_t words[16];
-                float   scale;
-                l3__round32(x + (p0 + p) * xs + b * 32, 32767.0f, i, &scale);
-                L3__EACH(j, 2) {
-                    const __m256i two = _mm256_packs_epi32(i[2 * j], i[2 * j + 1]);
-                    _mm256_storeu_si256((__m256i *)(void *)(words + 8 * j), _mm256_permute4x64_epi64(two, 0xd8));
-                }
-                L3__EACH(k, 16) memcpy(dst + (k * L3__P256 + p) * 4, words + k, 4);
-                memcpy(dst + (16 * L3__P256 + p) * 4, &scale, 4);
+                memcpy(whole, x + (p0 + p) * xs + k, (cols - k < 32 ? cols - k : 32) * sizeof *x);
+                L3__EACH(j, 4) v[j] = _mm256_loadu_ps(whole + 8 * j);
+                l3__to_int16(v, 32767.0f, two, &scale);
+                L3__EACH(j, 2) _mm256_storeu_si256((__m256i *)(void *)(words + 8 * j), two[j]);
+                L3__EACH(i, 16) memcpy(dst + (i * tile + p) * 4, words + i, 4);
+                memcpy(dst + (16 * tile + p) * 4, &scale, 4);
             }
         }
 }
 
-/* A block of a panel: words (16, 16), scales (16,). */
-L3__BASE void l3__panel_int16(int type, const uint8_t *const *rows, uint32_t first, uint32_t end, uint32_t cols,
-                              void *to) {
-    unsigned char *panel = (unsigned char *)to;
+L3__BASE void l3__pack_tiles_int16_avx2(int type, const float *x, size_t xs, uint32_t n, uint32_t cols,
+                                        unsigned char *dst) {
     (void)type;
-    (void)cols;
+    l3__pack_tiles16(L3__P256, x, xs, n, cols, dst);
+}
+
+/* Block b of a row as integers times a scale, which is returned: Q8_0 as they are; halves such that the sum of a block fits,
+ * 32 * 2047 * 32767 < 2^31. */
+L3__BASE_OP float l3__row_int16(const int type, const uint8_t *row, uint32_t b, __m256i *two) {
+    if (type == L3_Q8_0) {
+        const uint8_t *block  = row + b * 34;
+        L3__EACH(j, 2) two[j] = _mm256_cvtepi8_epi16(l3__bytes16(block + 2 + 16 * j));
+        return l3__half_avx2(block);
+    }
+    __m256 v[4];
+    float  scale;
+    L3__EACH(j, 4) {
+        const uint8_t *from = row + b * 64 + j * 16;
+        v[j]                = type == L3_F16 ? l3__from_f16_avx2(from) : l3__from_bf16_avx2(from);
+    }
+    l3__to_int16(v, 2047.0f, two, &scale);
+    return scale;
+}
+
+/* A block of a panel: words (16, 16), scales (16,). */
+L3__BASE_OP void l3__panel_int16_of(const int type, const uint8_t *const *rows, uint32_t first, uint32_t end,
+                                    unsigned char *panel) {
     for (uint32_t b = first; b < end; b++, panel += 17 * 64) {
-        for (size_t half = 0; half < 2; half++) {
-            __m256i q[16];
-            L3__EACH(r, 16) q[r] = _mm256_cvtepi8_epi16(l3__bytes16(rows[r] + b * 34 + 2 + 16 * half));
-            l3__turn_avx2(q, panel + half * 8 * 64);
+        __m256i q[2][16];
+        float   scale[16];
+        L3__EACH(r, 16) {
+            __m256i two[2];
+            scale[r] = l3__row_int16(type, rows[r], b, two);
+            q[0][r]  = two[0];
+            q[1][r]  = two[1];
         }
-        float scale[16];
-        L3__EACH(r, 16) scale[r] = l3__half_avx2(rows[r] + b * 34);
+        L3__EACH(half, 2) l3__turn_avx2(q[half], panel + half * 8 * 64);
         memcpy(panel + 16 * 64, scale, 64);
     }
 }
 
-L3__BASE void l3__times_int16(const void *panel, const void *x, uint32_t blocks, bool first, float *c, size_t cs) {
+L3__BASE void l3__panel_int16(int type, const uint8_t *const *rows, uint32_t first, uint32_t end, uint32_t cols,
+                              void *to) {
+    unsigned char *panel = (unsigned char *)to;
+    const uint32_t whole = end * 32 <= cols ? end : end - 1;
+    if (type == L3_Q8_0) l3__panel_int16_of(L3_Q8_0, rows, first, whole, panel);
+    else if (type == L3_F16) l3__panel_int16_of(L3_F16, rows, first, whole, panel);
+    else l3__panel_int16_of(L3_BF16, rows, first, whole, panel);
+    if (whole < end) { /* the last elements of halves, and zeros behind them */
+        uint16_t       last[16][32];
+        const uint8_t *row[16];
+        memset(last, 0, sizeof last);
+        for (uint32_t r = 0; r < 16; r++) {
+            const void *p = last[r];
+            memcpy(last[r], rows[r] + (size_t)whole * 64, (cols - whole * 32) * 2);
+            row[r] = (const uint8_t *)p;
+        }
+        panel += (whole - first) * 17 * 64;
+        if (type == L3_F16) l3__panel_int16_of(L3_F16, row, 0, 1, panel);
+        else l3__panel_int16_of(L3_BF16, row, 0, 1, panel);
+    }
+}
+
+L3__BASE void l3__times_int16_avx2(const void *panel, const void *x, uint32_t blocks, bool first, float *c, size_t cs) {
     const unsigned char *w = (const unsigned char *)panel, *a = (const unsigned char *)x;
     __m256               sum[L3__P256][2];
     l3__load_sums_avx2(sum, first, c, cs);
@@ -2781,10 +2832,8 @@ L3__BASE void l3__times_int16(const void *panel, const void *x, uint32_t blocks,
             const __m256i w0 = l3__bytes32(w + g * 64), w1 = l3__bytes32(w + g * 64 + 32);
             L3__EACH(p, L3__P256) {
                 const __m256i v = l3__word_avx2(a + (g * L3__P256 + p) * 4);
-                s[p][0]         = _mm256_add_epi32(s[p][0], _mm256_madd_epi16(w0, v));
-                s[p][1]         = _mm256_add_epi32(s[p][1], _mm256_madd_epi16(w1, v));
-                L3__KEEP(s[p][0]);
-                L3__KEEP(s[p][1]);
+                l3__add32_avx2(&s[p][0], _mm256_madd_epi16(w0, v));
+                l3__add32_avx2(&s[p][1], _mm256_madd_epi16(w1, v));
             }
         }
         l3__scale_sums_avx2(sum, s, w + 16 * 64, a + 16 * L3__P256 * 4);
@@ -2792,10 +2841,39 @@ L3__BASE void l3__times_int16(const void *panel, const void *x, uint32_t blocks,
     L3__EACH(p, L3__P256) { L3__EACH(j, 2) _mm256_storeu_ps(c + p * cs + j * 8, sum[p][j]); }
 }
 
+L3__BASE void l3__pack_tiles_int16_avx512(int type, const float *x, size_t xs, uint32_t n, uint32_t cols,
+                                          unsigned char *dst) {
+    (void)type;
+    l3__pack_tiles16(L3__P512, x, xs, n, cols, dst);
+}
+
+L3__AVX512 void l3__times_int16_avx512(const void *panel, const void *x, uint32_t blocks, bool first, float *c,
+                                       size_t cs) {
+    const unsigned char *w = (const unsigned char *)panel, *a = (const unsigned char *)x;
+    __m512               sum[L3__P512];
+    L3__EACH(p, L3__P512) sum[p] = first ? _mm512_setzero_ps() : _mm512_loadu_ps(c + p * cs);
+    for (; blocks > 0; blocks--, w += 17 * 64, a += 17 * L3__P512 * 4) {
+        const __m512 d = _mm512_loadu_ps(w + 16 * 64);
+        __m512i      s[L3__P512];
+        L3__EACH(p, L3__P512) s[p] = _mm512_setzero_si512();
+        for (uint32_t g = 0; g < 16; g++) {
+            const __m512i q            = l3__bytes64(w + g * 64);
+            L3__EACH(p, L3__P512) s[p] = _mm512_dpwssd_epi32(s[p], q, l3__word_avx512(a + (g * L3__P512 + p) * 4));
+        }
+        L3__EACH(p, L3__P512) {
+            const __m512 m = _mm512_mul_ps(d, _mm512_castsi512_ps(l3__word_avx512(a + (16 * L3__P512 + p) * 4)));
+            sum[p]         = _mm512_fmadd_ps(_mm512_cvtepi32_ps(s[p]), m, sum[p]);
+        }
+    }
+    L3__EACH(p, L3__P512) _mm512_storeu_ps(c + p * cs, sum[p]);
+}
+
 static const l3__fast l3__gemm_int4_avx2 = {
     l3__pack_tiles_int8_avx2, NULL, l3__panel_int4_avx2, l3__times_int4_avx2, L3__P256, 10, 9};
 static const l3__fast l3__gemm_int16_avx2 = {
-    l3__pack_tiles_int16, NULL, l3__panel_int16, l3__times_int16, L3__P256, 17, 17};
+    l3__pack_tiles_int16_avx2, NULL, l3__panel_int16, l3__times_int16_avx2, L3__P256, 17, 17};
+static const l3__fast l3__gemm_int16_avx512 = {
+    l3__pack_tiles_int16_avx512, NULL, l3__panel_int16, l3__times_int16_avx512, L3__P512, 17, 17};
 
 #endif /* L3__X86 */
 
@@ -3074,13 +3152,13 @@ static const l3__fast l3__gemm_bfmmla = {l3__pack_bfmmla, NULL, l3__panel_bfmmla
 #define L3__W      8
 #define L3__P      6
 #define L3__TARGET target(L3__AVX2_TARGET)
-#define L3__TABLES                                                                                              \
-    static const l3__kernels l3__avx2_kernels = {                                                               \
-        L3_LEVEL_AVX2,                                                                                          \
-        128,                                                                                                    \
-        L3__FLOAT_KERNELS,                                                                                      \
-        {NULL, NULL, NULL, &l3__int8_by_avx2, &l3__int8_by_avx2, &l3__fast_q6_avx2},                            \
-        {&l3__fast_f32_avx2, &l3__fast_f32_avx2, &l3__fast_f32_avx2, &l3__gemm_int16_avx2, &l3__gemm_int4_avx2, \
+#define L3__TABLES                                                                                                  \
+    static const l3__kernels l3__avx2_kernels = {                                                                   \
+        L3_LEVEL_AVX2,                                                                                              \
+        128,                                                                                                        \
+        L3__FLOAT_KERNELS,                                                                                          \
+        {NULL, NULL, NULL, &l3__int8_by_avx2, &l3__int8_by_avx2, &l3__fast_q6_avx2},                                \
+        {&l3__fast_f32_avx2, &l3__gemm_int16_avx2, &l3__gemm_int16_avx2, &l3__gemm_int16_avx2, &l3__gemm_int4_avx2, \
          &l3__fast_f32_avx2}};
 #if defined(L3__EMULATE_AMX)
 #define L3__PAIRS_TARGET L3__TARGET
@@ -3107,7 +3185,7 @@ static const l3__fast l3__gemm_bfmmla = {l3__pack_bfmmla, NULL, l3__panel_bfmmla
         128,                                                                                                 \
         L3__FLOAT_KERNELS,                                                                                   \
         {NULL, NULL, NULL, &l3__int8_by_avx512, &l3__int8_by_avx512, &l3__fast_q6_avx2},                     \
-        {&l3__fast_f32_avx512, &l3__fast_f32_avx512, &l3__fast_f32_avx512, &l3__gemm_int8_avx512,            \
+        {&l3__fast_f32_avx512, &l3__gemm_int16_avx512, &l3__gemm_int16_avx512, &l3__gemm_int8_avx512,        \
          &l3__gemm_int8_avx512, &l3__fast_f32_avx512}};                                                      \
     static const l3__kernels l3__bf16_kernels = {                                                            \
         L3_LEVEL_BF16,                                                                                       \

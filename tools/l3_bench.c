@@ -266,6 +266,7 @@ static void run_case(const settings *s, const char *path, const char *plain_path
             stand_open(&e, s, path, r);
             add(&r->open, cli_now() - begin);
         }
+        if (s->peer && !s->cold) run_once(&e, ids, r->prompt, 1); /* after waiting; other programs warm up, too */
         repeat_once(&e, ids, s->tokens, r);
         if (i + 1 == s->repetitions) r->rss = cli_peak_rss();
         if (plain_path) repeat_plain(&plain, ids, s->tokens, r);
