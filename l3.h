@@ -1797,6 +1797,7 @@ L3__FN void l3__rms_norm(const l3__kernels *k, const float *x, const float *weig
 #define L3__OP static inline __attribute__((always_inline, unused, target(L3__AVX2_TARGET)))
 L3__X86_OPS(avx2, __m256, _mm256, si256)
 
+L3__OP __m128i l3__bytes8(const void *p) { return _mm_loadl_epi64((const __m128i *)p); }
 L3__OP __m128i l3__bytes16(const void *p) { return _mm_loadu_si128((const __m128i *)p); }
 L3__OP __m256i l3__bytes32(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
 L3__OP float   l3__half_avx2(const uint8_t *p) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(l3__le16(p)))); }
@@ -2310,16 +2311,17 @@ L3__FN l3__int8s l3__int8s_at(const unsigned char *x, uint32_t p, uint32_t cols)
     return a;
 }
 
-/* `fours`: of each four whole blocks the first halves come first, then the second ones, with biases for 4 partial sums. */
-L3__BASE_OP void l3__pack_int8_as(int type, const bool fours, const float *x, size_t xs, uint32_t n, uint32_t cols,
+/* Of each `group` (1, 2, 4) whole blocks the first halves come first, then the second ones, with biases for 4 partial sums. */
+L3__BASE_OP void l3__pack_int8_as(int type, const uint32_t group, const float *x, size_t xs, uint32_t n, uint32_t cols,
                                   unsigned char *dst) {
+    const uint32_t grouped = group > 1 ? cols / 32 / group * group : 0;
     for (uint32_t p = 0; p < n; p++, dst += cols + cols / 4)
         for (uint32_t b = 0; b < cols / 32; b++) {
             int8_t         q[32];
             float          scale;
-            const bool     four = fours && b / 4 < cols / 128;
-            const int32_t  bias = l3__bias(type, four ? 4 : 8, l3__quantize32(x + p * xs + b * 32, q, &scale));
-            unsigned char *low = dst + (four ? b / 4 * 128 + b % 4 * 16 : b * 32), *high = low + (four ? 64 : 16);
+            const uint32_t g    = b < grouped ? group : 1;
+            const int32_t  bias = l3__bias(type, g > 1 ? 4 : 8, l3__quantize32(x + p * xs + b * 32, q, &scale));
+            unsigned char *low = dst + b / g * g * 32 + b % g * 16, *high = low + g * 16;
             memcpy(low, q, 16);
             memcpy(high, q + 16, 16);
             memcpy(dst + cols + b * 4, &scale, 4);
@@ -2328,12 +2330,16 @@ L3__BASE_OP void l3__pack_int8_as(int type, const bool fours, const float *x, si
 }
 
 L3__BASE void l3__pack_int8(int type, const float *x, size_t xs, uint32_t n, uint32_t cols, unsigned char *dst) {
-    l3__pack_int8_as(type, false, x, xs, n, cols, dst);
+    l3__pack_int8_as(type, 1, x, xs, n, cols, dst);
 }
 
 #if defined(L3__X86)
 L3__BASE void l3__pack_int8_fours(int type, const float *x, size_t xs, uint32_t n, uint32_t cols, unsigned char *dst) {
-    l3__pack_int8_as(type, true, x, xs, n, cols, dst);
+    l3__pack_int8_as(type, 4, x, xs, n, cols, dst);
+}
+
+L3__BASE void l3__pack_int8_pairs(int type, const float *x, size_t xs, uint32_t n, uint32_t cols, unsigned char *dst) {
+    l3__pack_int8_as(type, 2, x, xs, n, cols, dst);
 }
 
 /* Rows against one position with AVX2: unsigned times signed bytes gives pairs in 16 bits, which 128 * 127 * 2 fits. */
@@ -2349,6 +2355,72 @@ L3__BASE_OP __m256 l3__block_avx2(const int type, const uint8_t *w, const int8_t
     return _mm256_cvtepi32_ps(
         _mm256_add_epi32(_mm256_madd_epi16(_mm256_maddubs_epi16(u, q), ones), _mm256_set1_epi32(bias)));
 }
+
+/* Blocks b and b + 1 of `rows` rows of Q4_0 against n positions whose activations are in pairs: 15 * 127 * 4 fits 16 bits. */
+L3__BASE_OP void l3__pair_q4_avx2(const uint8_t *w, size_t row_bytes, uint32_t b, const l3__int8s *x, const size_t rows,
+                                  const size_t n, __m256 (*sum)[4]) {
+    const __m256i nibble = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
+    const __m256i to = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1);
+    L3__EACH(r, rows) {
+        const uint8_t *q    = w + r * row_bytes + b * 18;
+        const __m256i  both = _mm256_set_m128i(l3__bytes16(q + 20), l3__bytes16(q + 2));
+        const __m256i low = _mm256_and_si256(both, nibble), high = _mm256_and_si256(_mm256_srli_epi16(both, 4), nibble);
+        const __m128  d = _mm_cvtph_ps(_mm_cvtsi32_si128((int)(l3__le16(q) | (uint32_t)l3__le16(q + 18) << 16)));
+        L3__EACH(p, n) {
+            const __m256i v    = _mm256_add_epi16(_mm256_maddubs_epi16(low, l3__bytes32(x[p].q + b * 32)),
+                                                  _mm256_maddubs_epi16(high, l3__bytes32(x[p].q + b * 32 + 32)));
+            const __m256i bias = _mm256_permutevar8x32_epi32(_mm256_castsi128_si256(l3__bytes8(x[p].bias + b * 4)), to);
+            const __m128  scale = _mm_mul_ps(d, _mm_castsi128_ps(l3__bytes8(x[p].scale + b * 4)));
+            const __m256i s     = _mm256_add_epi32(_mm256_madd_epi16(v, ones), bias);
+            sum[r][p]           = _mm256_fmadd_ps(_mm256_cvtepi32_ps(s),
+                                                  _mm256_permutevar8x32_ps(_mm256_castps128_ps256(scale), to), sum[r][p]);
+        }
+    }
+}
+
+/* y[p * ys + r] = row r times position p, for `rows` rows and n positions, both constants. */
+L3__BASE_OP void l3__q4_dots_avx2(const uint8_t *w, size_t row_bytes, uint32_t blocks, const l3__int8s *x,
+                                  const size_t rows, const size_t n, float *y, size_t ys) {
+    __m256   sum[4][4];
+    uint32_t b                                 = 0;
+    L3__EACH(r, rows) L3__EACH(p, n) sum[r][p] = _mm256_setzero_ps();
+    for (; b + 2 <= blocks; b += 2) {
+        if (rows == 4) l3__prefetch(w + L3__AHEAD + b * 4 * 18, 8 * 18);
+        l3__pair_q4_avx2(w, row_bytes, b, x, rows, n, sum);
+    }
+    L3__EACH(r, rows) L3__EACH(p, n) {
+        const uint8_t *last = w + r * row_bytes + b * 18;
+        float          scale;
+        int32_t        bias;
+        if (b < blocks) {
+            memcpy(&scale, x[p].scale + b * 4, 4);
+            memcpy(&bias, x[p].bias + b * 4, 4);
+            const __m256 d = _mm256_set1_ps(scale * l3__half_avx2(last));
+            sum[r][p]      = _mm256_fmadd_ps(l3__block_avx2(L3_Q4_0, last, x[p].q + b * 32, bias), d, sum[r][p]);
+        }
+        y[p * ys + r] = l3__total_avx2(sum[r][p]);
+    }
+}
+
+L3__BASE void l3__q4_avx2(int type, const uint8_t *w, size_t row_bytes, uint32_t rows, uint32_t cols,
+                          const unsigned char *x, uint32_t n, float *y, size_t ys) {
+    const uint32_t blocks = cols / 32;
+    (void)type;
+    for (uint32_t p = 0, some; p < n; p += some) {
+        l3__int8s a[4];
+        uint32_t  r = 0;
+        some        = n - p >= 4 ? 4 : 1;
+        for (uint32_t i = 0; i < some; i++) a[i] = l3__int8s_at(x, p + i, cols);
+        for (; some == 1 && r + 4 <= rows; r += 4)
+            l3__q4_dots_avx2(w + r * row_bytes, row_bytes, blocks, a, 4, 1, y + p * ys + r, ys);
+        for (; r < rows; r++) {
+            if (some == 4) l3__q4_dots_avx2(w + r * row_bytes, row_bytes, blocks, a, 1, 4, y + p * ys + r, ys);
+            else l3__q4_dots_avx2(w + r * row_bytes, row_bytes, blocks, a, 1, 1, y + p * ys + r, ys);
+        }
+    }
+}
+
+static const l3__fast l3__q4_by_avx2 = {l3__pack_int8_pairs, l3__q4_avx2, NULL, NULL, 1, 10, 0};
 
 /* Two blocks of a row with AVX-512, as unsigned bytes; `both` false: the second is missing. */
 L3__OP5 __m512i l3__blocks_avx512(const int type, const uint8_t *w, const bool both) {
@@ -3157,13 +3229,13 @@ static const l3__fast l3__gemm_bfmmla = {l3__pack_bfmmla, NULL, l3__panel_bfmmla
         L3_LEVEL_AVX2,                                                                                              \
         128,                                                                                                        \
         L3__FLOAT_KERNELS,                                                                                          \
-        {NULL, NULL, NULL, &l3__int8_by_avx2, &l3__int8_by_avx2, &l3__fast_q6_avx2},                                \
+        {NULL, NULL, NULL, &l3__int8_by_avx2, &l3__q4_by_avx2, &l3__fast_q6_avx2},                                  \
         {&l3__fast_f32_avx2, &l3__gemm_int16_avx2, &l3__gemm_int16_avx2, &l3__gemm_int16_avx2, &l3__gemm_int4_avx2, \
          &l3__fast_f32_avx2}};
 #if defined(L3__EMULATE_AMX)
 #define L3__PAIRS_TARGET L3__TARGET
 #define L3__AMX_DECODE \
-    { NULL, NULL, NULL, &l3__int8_by_avx2, &l3__int8_by_avx2, &l3__fast_q6_avx2 }
+    { NULL, NULL, NULL, &l3__int8_by_avx2, &l3__q4_by_avx2, &l3__fast_q6_avx2 }
 #endif
 #include "l3.h"
 #undef L3__ISA
@@ -5409,9 +5481,15 @@ L3__PART void L3__K(int8_rows)(const int type, const uint8_t *w, size_t row_byte
 static __attribute__((unused, L3__INT8_TARGET)) void L3__K(int8)(int type, const uint8_t *w, size_t row_bytes,
                                                                  uint32_t rows, uint32_t cols, const unsigned char *x,
                                                                  uint32_t n, float *y, size_t ys) {
-    if (type == L3_Q8_0) L3__K(int8_rows)(L3_Q8_0, w, row_bytes, rows, cols, x, n, y, ys);
-    else L3__K(int8_rows)(L3_Q4_0, w, row_bytes, rows, cols, x, n, y, ys);
+#if defined(L3__X86)
+    (void)type; /* Q4_0 goes by pairs of blocks there */
+#else
+    if (type == L3_Q4_0) L3__K(int8_rows)(L3_Q4_0, w, row_bytes, rows, cols, x, n, y, ys);
+    else
+#endif
+    L3__K(int8_rows)(L3_Q8_0, w, row_bytes, rows, cols, x, n, y, ys);
 }
+
 static const l3__fast L3__K(int8_by) = {l3__pack_int8, L3__K(int8), NULL, NULL, 1, 10, 0};
 
 #undef L3__JOIN2
