@@ -929,19 +929,18 @@ L3_API uint32_t l3_crc32(uint32_t crc, const void *bytes, size_t n) {
 L3__INLINE float l3__expf(float x) {
     if (!(x > -86.6f)) return x != x ? x : 0.0f;
     if (x > 88.72f) return l3__as_float(0x7f800000u);
-    const float   shifted = x * 1.44269504088896341f + 12582912.0f; /* 1.5 * 2^23: rounds to an integer */
-    const int32_t k       = (int32_t)l3__as_bits(shifted) - 0x4b400000;
-    const float   n       = shifted - 12582912.0f;
-    const float   r       = x - n * 0.693359375f + n * 2.12194440e-4f;
-    float         p       = 1.9875691500e-4f;
-    p                     = p * r + 1.3981999507e-3f;
-    p                     = p * r + 8.3334519073e-3f;
-    p                     = p * r + 4.1665795894e-2f;
-    p                     = p * r + 1.6666665459e-1f;
-    p                     = p * r + 5.0000001201e-1f;
-    p                     = p * r * r + r + 1.0f;
-    const int32_t half    = k / 2; /* two factors, as 2^128 is no float */
-    return p * l3__as_float((uint32_t)(half + 127) << 23) * l3__as_float((uint32_t)(k - half + 127) << 23);
+    const float shifted = x * 1.44269504088896341f + 12582912.0f; /* 1.5 * 2^23: rounds to an integer */
+    const float n       = shifted - 12582912.0f;
+    const float r       = x - n * 0.693359375f + n * 2.12194440e-4f;
+    float       p       = 1.9875691500e-4f;
+    p                   = p * r + 1.3981999507e-3f;
+    p                   = p * r + 8.3334519073e-3f;
+    p                   = p * r + 4.1665795894e-2f;
+    p                   = p * r + 1.6666665459e-1f;
+    p                   = p * r + 5.0000001201e-1f;
+    p                   = p * r * r + r + 1.0f;
+    /* times 2^n: shifted's lowest bits are n's, and p is near 1, so that adding n to its exponent gives no infinity */
+    return l3__as_float(l3__as_bits(p) + (l3__as_bits(shifted) << 23));
 }
 
 /* Square root, correctly rounded: in whole numbers, digit by digit. */
@@ -1768,27 +1767,21 @@ L3__FN void l3__rms_norm(const l3__kernels *k, const float *x, const float *weig
 #define L3__EACH(i, n) L3__UNROLL for (size_t i = 0; i < (size_t)(n); i++)
 
 #if defined(L3__X86)
-/* What differs by the width only. scale2: a * 2^k, k being the integer that `shifted` has in its low bits above 0x4b400000, as
- * in l3__expf. */
-#define L3__X86_OPS(isa, v, mm, si)                                                                 \
-    typedef v   l3__v_##isa;                                                                        \
-    L3__OP v    l3__load_##isa(const float *p) { return mm##_loadu_ps(p); }                         \
-    L3__OP void l3__store_##isa(float *p, v a) { mm##_storeu_ps(p, a); }                            \
-    L3__OP v    l3__all_##isa(float a) { return mm##_set1_ps(a); }                                  \
-    L3__OP v    l3__plus_##isa(v a, v b) { return mm##_add_ps(a, b); }                              \
-    L3__OP v    l3__minus_##isa(v a, v b) { return mm##_sub_ps(a, b); }                             \
-    L3__OP v    l3__times_##isa(v a, v b) { return mm##_mul_ps(a, b); }                             \
-    L3__OP v    l3__over_##isa(v a, v b) { return mm##_div_ps(a, b); }                              \
-    L3__OP v    l3__fma_##isa(v a, v b, v c) { return mm##_fmadd_ps(a, b, c); }                     \
-    L3__OP v    l3__max_##isa(v a, v b) { return mm##_max_ps(a, b); }                               \
-    L3__OP v    l3__two_to_##isa(v##i k) { /* 2^k */                                                \
-        return mm##_cast##si##_ps(mm##_slli_epi32(mm##_add_epi32(k, mm##_set1_epi32(127)), 23)); \
-    }                                                                                               \
-    L3__OP v l3__scale2_##isa(v a, v shifted) {                                                     \
-        const v##i k    = mm##_sub_epi32(mm##_castps_##si(shifted), mm##_set1_epi32(0x4b400000));   \
-        const v##i half = mm##_srai_epi32(mm##_add_epi32(k, mm##_srli_epi32(k, 31)), 1);            \
-        a               = mm##_mul_ps(a, l3__two_to_##isa(half));                                   \
-        return mm##_mul_ps(a, l3__two_to_##isa(mm##_sub_epi32(k, half)));                           \
+/* What differs by the width only. scale2: a * 2^k, k being the integer that `shifted` has in its low bits, as in l3__expf. */
+#define L3__X86_OPS(isa, v, mm, si)                                                   \
+    typedef v   l3__v_##isa;                                                          \
+    L3__OP v    l3__load_##isa(const float *p) { return mm##_loadu_ps(p); }           \
+    L3__OP void l3__store_##isa(float *p, v a) { mm##_storeu_ps(p, a); }              \
+    L3__OP v    l3__all_##isa(float a) { return mm##_set1_ps(a); }                    \
+    L3__OP v    l3__plus_##isa(v a, v b) { return mm##_add_ps(a, b); }                \
+    L3__OP v    l3__minus_##isa(v a, v b) { return mm##_sub_ps(a, b); }               \
+    L3__OP v    l3__times_##isa(v a, v b) { return mm##_mul_ps(a, b); }               \
+    L3__OP v    l3__over_##isa(v a, v b) { return mm##_div_ps(a, b); }                \
+    L3__OP v    l3__fma_##isa(v a, v b, v c) { return mm##_fmadd_ps(a, b, c); }       \
+    L3__OP v    l3__max_##isa(v a, v b) { return mm##_max_ps(a, b); }                 \
+    L3__OP v    l3__scale2_##isa(v a, v shifted) {                                    \
+           const v##i exponents = mm##_slli_epi32(mm##_castps_##si(shifted), 23);     \
+           return mm##_cast##si##_ps(mm##_add_epi32(mm##_castps_##si(a), exponents)); \
     }
 
 #define L3__AVX2_TARGET   "avx2,fma,f16c"
@@ -2032,11 +2025,8 @@ L3__OP float32x4_t l3__above_neon(float32x4_t a, float32x4_t b, float32x4_t x, f
 }
 L3__OP float32x4_t l3__keep_nan_neon(float32x4_t a, float32x4_t b) { return vbslq_f32(vceqq_f32(b, b), a, b); }
 L3__OP float32x4_t l3__scale2_neon(float32x4_t a, float32x4_t shifted) {
-    const int32x4_t   k    = vsubq_s32(vreinterpretq_s32_f32(shifted), vdupq_n_s32(0x4b400000));
-    const int32x4_t   sign = vreinterpretq_s32_u32(vshrq_n_u32(vreinterpretq_u32_s32(k), 31));
-    const int32x4_t   half = vshrq_n_s32(vaddq_s32(k, sign), 1), rest = vsubq_s32(k, half), bias = vdupq_n_s32(127);
-    const float32x4_t p = vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(half, bias), 23));
-    return vmulq_f32(vmulq_f32(a, p), vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(rest, bias), 23)));
+    const uint32x4_t exponents = vshlq_n_u32(vreinterpretq_u32_f32(shifted), 23);
+    return vreinterpretq_f32_u32(vaddq_u32(vreinterpretq_u32_f32(a), exponents));
 }
 L3__OP void l3__transpose_neon(float32x4_t *a) {
     const float32x4x2_t b = vtrnq_f32(a[0], a[1]), c = vtrnq_f32(a[2], a[3]);
@@ -5696,9 +5686,12 @@ L3__PART void l3__rows_of_8(const int type, const uint8_t *w, uint32_t rows, con
     }
 }
 
+#endif
+
+#if L3__W >= 8
 /* One sum, a vector at a time, is slower than memory: four rows far from each other are four streams. Returns how many it did. */
-L3__PART uint32_t l3__streams(const int type, const uint8_t *w, size_t row_bytes, uint32_t rows, uint32_t cols,
-                              const float *x, float *y) {
+L3__PART uint32_t L3__K(streams)(const int type, const uint8_t *w, size_t row_bytes, uint32_t rows, uint32_t cols,
+                                 const float *x, float *y) {
     const uint32_t quarter = rows / 4;
     for (uint32_t r = 0; r < quarter; r++) {
         float four[4];
@@ -5730,8 +5723,8 @@ L3__PART void L3__K(matmul)(const int type, const uint8_t *w, size_t row_bytes, 
 #endif
         for (; !alone && r + 4 <= rows; r += 4)
             L3__K(dots)(type, w + r * row_bytes, row_bytes, cols, x + p * xs, xs, 4, 1, true, y + p * ys + r, ys);
-#if L3__W == 16
-        if (alone && type != L3_F32) r = l3__streams(type, w, row_bytes, rows, cols, x + p * xs, y + p * ys);
+#if L3__W >= 8
+        if (alone && type != L3_F32) r = L3__K(streams)(type, w, row_bytes, rows, cols, x + p * xs, y + p * ys);
 #endif
         for (; r < rows; r++)
             L3__K(dots)(type, w + r * row_bytes, row_bytes, cols, x + p * xs, xs, 1, 1, false, y + p * ys + r, ys);
