@@ -4235,11 +4235,13 @@ L3__FN uint64_t l3__packed_bytes(const l3__fast *f, uint32_t n, uint32_t cols) {
     return f ? ((uint64_t)n + f->tile - 1) / f->tile * f->tile * (((uint64_t)cols + 31) / 32) * f->words * 4 : 0;
 }
 
-/* score (n,) = n rows times q (cols,): rounded, in `packed`, as `fast` says, or as it is where that is NULL. */
+/* score (queries, L3__TILE) = n rows times q (queries, cols): rounded, in `packed`, as `fast` says, or as it is where that is
+ * NULL. */
 L3__FN void l3__scores(const l3_work *w, const l3__fast *fast, int type, const uint8_t *rows, size_t row_bytes,
-                       uint32_t n, uint32_t cols, const float *q, const unsigned char *packed, float *score) {
-    if (fast) l3__multiply(fast, type, rows, row_bytes, n, cols, packed, 1, score, 0);
-    else w->kernels->matmul[l3__type_index(type)](rows, row_bytes, n, cols, q, 0, 1, score, 0);
+                       uint32_t n, uint32_t cols, const float *q, const unsigned char *packed, uint32_t queries,
+                       float *score) {
+    if (fast) l3__multiply(fast, type, rows, row_bytes, n, cols, packed, queries, score, L3__TILE);
+    else w->kernels->matmul[l3__type_index(type)](rows, row_bytes, n, cols, q, cols, queries, score, L3__TILE);
 }
 
 typedef struct l3__pack_job {
@@ -4684,7 +4686,7 @@ L3__FN void l3__attend_chunk(l3_work *w, const l3__chunk *c, uint32_t begin, uin
             const float    *q    = w->query + (size_t)p * l->key_length;
             const l3__fast *fast = l3__fast_scores(w, l);
             l3__scores(w, fast, l->rows.type, keys, row, n, l->key_length, q,
-                       w->packed + p * l3__packed_bytes(fast, 1, l->key_length), score);
+                       w->packed + p * l3__packed_bytes(fast, 1, l->key_length), 1, score);
             for (uint32_t k = 0; k < n; k++) score[k] *= scale[k];
             l3__attend_rows(w, l, p, score, keys + value, row, n);
         }
@@ -5706,9 +5708,8 @@ L3__PART void L3__K(matmul)(const int type, const uint8_t *w, size_t row_bytes, 
                             const float *x, size_t xs, uint32_t n, float *y, size_t ys) {
     uint32_t p = 0;
 #if L3__W == 16 /* keys of small heads */
-    if (n == 1 && cols == 8 && (type == L3_F32 || type == L3_F16 || type == L3_BF16) &&
-        row_bytes == l3_row_bytes(type, 8)) {
-        l3__rows_of_8(type, w, rows, x, y);
+    if (cols == 8 && (type == L3_F32 || type == L3_F16 || type == L3_BF16) && row_bytes == l3_row_bytes(type, 8)) {
+        for (; p < n; p++) l3__rows_of_8(type, w, rows, x + p * xs, y + p * ys);
         return;
     }
 #endif

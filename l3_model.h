@@ -1824,8 +1824,7 @@ L3__FN void l3__attend(const l3_session *s, uint32_t block, uint32_t p, uint32_t
     if (t == 0) memset(out, 0, (size_t)heads * d * sizeof *out);
     for (; t < n && tiles > 0; t += L3__TILE, tiles--) { /* each step for all heads: they do not wait for each other */
         const uint32_t count = n - t < L3__TILE ? n - t : L3__TILE;
-        for (uint32_t i = 0; i < heads; i++)
-            l3__scores(&s->work, fast, type, keys + t * row, row, count, d, q + (size_t)i * d, packed, w[i]);
+        l3__scores(&s->work, fast, type, keys + t * row, row, count, d, q, packed, heads, w[0]);
         for (uint32_t i = 0; i < heads; i++)
             l3__online_softmax(k, w[i], count, scale, &a[i].peak, &a[i].total, out + (size_t)i * d, d);
         for (uint32_t i = 0; i < heads; i++) {
