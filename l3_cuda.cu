@@ -4,7 +4,7 @@
  * source has them, such as a mapped file larger than host memory. From host memory the GPU itself fetches the rows of a token
  * that it has just chosen, while the blocks in front of the lookup layer run.
  *
- *     nvcc -O3 -c l3_cuda.cu                                      // the implementation; link l3_model.h's beside it
+ *     nvcc -O3 -arch=native -c l3_cuda.cu                         // the implementation; link l3_model.h's beside it
  *     #include "l3_cuda.cu"                                       // in a C or C++ file: the declarations alone
  *
  *     l3_cuda_memory_of(model, &config, &memory, &err);           // what it takes, before anything is allocated
@@ -21,7 +21,8 @@
  * MEMORY    One block of the caller's on the host, one of device memory and one of pinned memory, all taken in
  *           l3_cuda_open() and none later. What the driver needs for itself, for graphs too, is not counted.
  * ERRORS    As in l3.h. L3_ERR_DEVICE is an error of CUDA, whose number is in l3_error.io; after one that the device does not
- *           recover from, every call gives it, and l3_cuda_close() still frees everything.
+ *           recover from, every call gives it. l3_cuda_close() still frees what is left to free; device and pinned memory of
+ *           a lost device come back with cudaDeviceReset(), which ends the other objects on it, too, or when the program ends.
  * THREADS   One thread at a time for each object; several objects, on one device or several, may be used at once.
  * NUMBERS   The same bits wherever tables lie, with graphs or without, and whatever the other sequences of a call hold. In
  *           L3_EXACT floats are multiplied and added as floats, in an order that depends on nothing else: the same bits however
@@ -165,6 +166,13 @@ L3_API int l3_cuda_get_stats(l3_cuda *gpu, l3_cuda_stats *stats, l3_error *err);
 #include <windows.h>
 #else
 #include <unistd.h>
+#endif
+
+#if defined(__CUDACC__) && CUDART_VERSION < 12000
+#error "l3_cuda.cu needs CUDA 12 or later"
+#endif
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 750
+#error "l3_cuda.cu needs compute capability 7.5 or later: nvcc -arch=native, or -arch=sm_75 and up"
 #endif
 
 /* >>arithmetic ----------------------------------------------------------------------------------------------------- */
@@ -982,7 +990,9 @@ L3__CU_FN void l3__cu_exponentials(float *scores, uint32_t count, float *peak, f
     for (uint32_t t = lane; t < count; t += 32) high = fmaxf(high, scores[t]);
     high = l3__cu_warp_max(high);
     for (uint32_t t = lane; t < count; t += 32) sum += scores[t] = l3__cu_exp(scores[t] - high);
-    *total = l3__cu_warp_sum(sum);
+    sum = l3__cu_warp_sum(sum);
+    if (lane != 0) return;
+    *total = sum;
     *peak  = high;
 }
 
@@ -1416,6 +1426,7 @@ L3__CU_FN void l3__cu_row_softmax(float *scores, uint32_t count, bool begins, fl
     const float    e      = lane < count ? l3__cu_exp(score - high) : 0;
     const float    sum    = l3__cu_warp_sum(e);
     scores[p * 32 + lane] = e;
+    __syncwarp(); /* all lanes have read peak[p] */
     if (lane != 0) return;
     shrink[p] = begins ? 0 : l3__cu_exp(before - high);
     total[p]  = begins ? sum : fmaf(total[p], shrink[p], sum);
@@ -1787,7 +1798,7 @@ struct l3_cuda {
     l3_info         info;
     l3_cuda_memory  memory;
     char            name[64];
-    bool            tensor_bf16; /* the device multiplies bf16 */
+    bool            tensor_bf16; /* the code for this device multiplies bf16 */
     int             broken;      /* the CUDA error that it does not recover from */
     cudaError_t     failed;      /* the first failure since l3__cu_settle() */
     uint64_t        steps;
@@ -1858,15 +1869,16 @@ L3__CU_HOST int l3__cu_fail(l3_error *err, int code, int io, const char *format,
     return code;
 }
 
-/* Whether the device is lost: then whatever waits for it fails, however often the error is taken note of. */
-L3__CU_HOST bool l3__cu_is_lost(void) {
+/* Whether the device is lost: then whatever waits for it fails, however often the error is taken note of. Only this session's
+ * stream is waited for, as waiting for all of the device ends the capture of a graph that another thread is busy with. */
+L3__CU_HOST bool l3__cu_is_lost(const l3_cuda *s) {
     (void)cudaGetLastError();
-    return cudaDeviceSynchronize() != cudaSuccess;
+    return s->main && cudaStreamSynchronize(s->main) != cudaSuccess;
 }
 
 L3__CU_HOST int l3__cu_error(l3_cuda *s, cudaError_t e, const char *what, l3_error *err) {
     if (e == cudaSuccess) return L3_OK;
-    if (s && l3__cu_is_lost()) s->broken = (int)e;
+    if (s && l3__cu_is_lost(s)) s->broken = (int)e;
     (void)cudaGetLastError();
     if (e == cudaErrorMemoryAllocation)
         return l3__cu_fail(err, L3_ERR_MEMORY, (int)e, "%s: there is too little memory", what);
@@ -2068,6 +2080,11 @@ L3__CU_HOST void l3__cu_take_lookup(l3_cuda *s, l3__cu_arena *a, l3__cu_lookup *
     l3__cu_take(a, &l->offsets, (uint64_t)x->vocab + 1);
 }
 
+/* Whole pieces of 16 bytes, as many as 32 bits count. */
+L3__CU_HOST uint64_t l3__cu_pieces16(uint64_t n) {
+    return n < (uint64_t)0xfffffff0u * 16 ? n / 16 * 16 : (uint64_t)0xfffffff0u * 16;
+}
+
 /* Bytes of staging, and of hot rows, for one layer. */
 L3__CU_HOST uint64_t l3__cu_staging(const l3_cuda *s, const l3__cu_lookup *l) {
     if (s->memory.place == L3_CUDA_DEVICE) return 0;
@@ -2078,13 +2095,12 @@ L3__CU_HOST uint64_t l3__cu_staging(const l3_cuda *s, const l3__cu_lookup *l) {
         if (s->memory.place == L3_CUDA_SOURCE && n < s->config.sequences * (l->most_bytes / 16 + 2) * 16)
             n = s->config.sequences * (l->most_bytes / 16 + 2) * 16;
     }
-    n = n < all ? n : all;
-    return n < (uint64_t)0xfffffff0u * 16 ? n / 16 * 16 : (uint64_t)0xfffffff0u * 16;
+    return l3__cu_pieces16(n < all ? n : all);
 }
 L3__CU_HOST uint64_t l3__cu_hot(const l3_cuda *s, const l3__cu_lookup *l) {
     if (s->memory.place == L3_CUDA_DEVICE) return 0;
     const uint64_t n = s->config.hot_bytes / s->info.n_lookups, all = l->table_bytes + 16 * (uint64_t)s->info.vocab;
-    return (n < all ? n : all) / 16 * 16;
+    return l3__cu_pieces16(n < all ? n : all);
 }
 
 /* Weights; the first part of the device's block. */
@@ -2144,6 +2160,7 @@ L3__CU_HOST l3__cu_lengths l3__cu_widest(const l3_cuda *s) {
         if (w.value < l->value_length) w.value = l->value_length;
         if (w.up < l->up_length) w.up = l->up_length;
     }
+    if (w.halves < w.value) w.halves = w.value;
     if (x->n_lookups && w.halves < w.up + x->dim) w.halves = w.up + x->dim;
     return w;
 }
@@ -2394,7 +2411,8 @@ L3__CU_HOST int l3__cu_choose_place(l3_cuda *s, l3_error *err) {
 
 /* Everything that is known before anything is allocated. */
 L3__CU_HOST int l3__cu_describe(l3_cuda *s, const l3_model *model, const l3_cuda_config *config, l3_error *err) {
-    int devices = 0, major = 0;
+    int                devices = 0;
+    cudaFuncAttributes built   = {};
     memset(s, 0, sizeof *s);
     s->model = model;
     s->info  = *l3_model_info(model);
@@ -2405,10 +2423,10 @@ L3__CU_HOST int l3__cu_describe(l3_cuda *s, const l3_model *model, const l3_cuda
         code =
             l3__cu_fail(err, L3_ERR_ARGUMENT, 0, "device %d of %d; they are counted from 0", s->config.device, devices);
     if (code == L3_OK) code = l3__cu_error(NULL, cudaSetDevice(s->config.device), "choosing the device", err);
-    if (code == L3_OK)
-        code = l3__cu_error(NULL, cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, s->config.device),
-                            "asking for the device's kind", err);
-    s->tensor_bf16 = major >= 8;
+    if (code == L3_OK) /* the code that runs may be for an older kind of device */
+        code = l3__cu_error(NULL, cudaFuncGetAttributes(&built, l3__cu_make_halves), "looking for code for the device",
+                            err);
+    s->tensor_bf16 = built.ptxVersion >= 80;
     if (code == L3_OK) code = l3__cu_choose_place(s, err);
     if (code == L3_OK) code = l3__cu_device_layout(s, NULL, err);
     if (code != L3_OK) return code;
@@ -3177,8 +3195,7 @@ L3_API int l3_cuda_decode(l3_cuda *s, const uint32_t *sequences, const int32_t *
 
 L3_API int l3_cuda_trace(l3_cuda *s, const uint32_t *sequences, const int32_t *tokens, uint32_t n,
                          l3_cuda_arrival *arrivals, l3_error *err) {
-    l3_cuda_arrival none;
-    return l3__cu_decode(s, sequences, tokens, n, arrivals ? arrivals : &none, err);
+    return l3__cu_decode(s, sequences, tokens, n, arrivals, err);
 }
 
 /* The logits of positions of the pass that has just been launched, L3__CU_SOME at a time, to (n, vocab) on the host. */

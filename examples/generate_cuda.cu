@@ -5,7 +5,7 @@
  * a time, each chosen on the GPU, so that text appears as it comes. What was written behind the end of the text is taken
  * back.
  *
- *     nvcc -O3 -std=c++17 examples/generate_cuda.cu -o build/generate-cuda
+ *     nvcc -O3 -arch=native -std=c++17 examples/generate_cuda.cu -o build/generate-cuda
  *     build/generate-cuda examples/models/books-l3.gguf -p "Once upon a time" --stats */
 #define L3_IMPLEMENTATION
 #define L3_NO_SIMD /* nothing is computed on the CPU */

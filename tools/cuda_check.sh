@@ -11,7 +11,7 @@
 # TABLES     places of tables (dense,device,host)
 # BATCHES    sequences at once (1,8,64,300); PROMPTS: lengths (128,512,2048); REPEAT: repetitions (3)
 # LIMIT      seconds for each shape and type (200)
-# TEST_LIMIT seconds for the tests and for each of the two checks by compute-sanitizer (60)
+# TEST_LIMIT seconds for the tests and for each of the two checks by compute-sanitizer, which take a part of them (120)
 # PEER       1: beside PyTorch, compiled (0); PYTHON: an interpreter that has it (python3)
 # ONLY       parts of: build tests sanitizer text speed (all)
 # BUILD      where programs are built (build); NVCC: the compiler. Without one, programs that are there already are used
@@ -20,7 +20,7 @@
 # shellcheck disable=SC2317 # parts are called by their names
 set -u
 cd "$(dirname "$0")/.." || exit 1
-build=${BUILD:-build} only=${ONLY:-build tests sanitizer text speed} test_limit=${TEST_LIMIT:-60}
+build=${BUILD:-build} only=${ONLY:-build tests sanitizer text speed} test_limit=${TEST_LIMIT:-120}
 model=examples/models/books-l3.gguf
 nvcc=${NVCC:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
 failed=0
@@ -78,6 +78,11 @@ limited() { # seconds, name, command ...
     return "$rc"
 }
 
+# What hangs has failed: tests and texts take seconds.
+finished() { # name, code
+    case $2 in 124 | 137) bad "$1, ended after too long a time" ;; esac
+}
+
 # ---- parts ----
 
 do_build() {
@@ -97,6 +102,7 @@ do_tests() {
         return
     fi
     limited "$test_limit" "tests" "$build/tests/test_cuda_gpu"
+    finished "tests" $?
     tail -n 3 "$work/log"
 }
 
@@ -110,9 +116,13 @@ do_sanitizer() {
         say "skipped: no compute-sanitizer"
         return
     fi
-    for tool in memcheck racecheck; do
-        limited "$test_limit" "$tool" "$check" --tool "$tool" --error-exitcode 9 "$build/tests/test_cuda_gpu"
+    for tool in "memcheck --report-api-errors no" racecheck; do # tests provoke errors of the API
+        # shellcheck disable=SC2086 # a name and its options
+        limited "$test_limit" "${tool%% *}" env L3_QUICK=1 "$check" --tool $tool --error-exitcode 9 "$build/tests/test_cuda_gpu"
         grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$work/log" | tail -n 1
+        if grep -E '^========= (Invalid|Error|Warning|.*hazard)' "$work/log" | head -n 5 | grep .; then
+            bad "${tool%% *}" # also where it was ended before its summary
+        fi
     done
 }
 
@@ -120,7 +130,10 @@ do_sanitizer() {
 do_text() {
     for place in device host source; do
         limited 60 "text, tables: $place" "$build/generate-cuda" "$model" -p "The old house" -n 60 -t 0 -s 1 --exact \
-            --tables "$place" --stats || return
+            --tables "$place" --stats || {
+            finished "text, tables: $place" $?
+            return
+        }
         sed '/^ended after /,$d' "$work/log" >"$work/text.$place"
         cmp -s "$work/text.device" "$work/text.$place" || bad "the text with tables: $place is another"
     done

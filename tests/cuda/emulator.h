@@ -1660,6 +1660,17 @@ inline cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, 
     });
 }
 
+struct cudaFuncAttributes {
+    int binaryVersion, ptxVersion;
+};
+
+template <class T> cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *to, T *) {
+    return emulator_call([&] {
+        to->binaryVersion = to->ptxVersion = emulator.major * 10 + emulator.minor;
+        return cudaSuccess;
+    });
+}
+
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *to, int device) {
     return emulator_call([&] {
         if (!emulator_is_device(device)) return cudaErrorInvalidDevice;
