@@ -2877,9 +2877,7 @@ L3__BASE void l3__panel_int16(int type, const uint8_t *const *rows, uint32_t fir
             memcpy(last[r], rows[r] + (size_t)whole * 64, (cols - whole * 32) * 2);
             row[r] = (const uint8_t *)p;
         }
-        panel += (whole - first) * 17 * 64;
-        if (type == L3_F16) l3__panel_int16_of(L3_F16, row, 0, 1, panel);
-        else l3__panel_int16_of(L3_BF16, row, 0, 1, panel);
+        l3__panel_int16(type, row, 0, 1, 32, panel + (size_t)(whole - first) * 17 * 64);
     }
 }
 
