@@ -1396,16 +1396,17 @@ L3__FN float l3__softmax_tile(float *w, uint32_t n, float scale, float *peak) {
     return l3__lanes_sum(lane);
 }
 
-/* out (cols,) += the n rows weighted by w, row after row. */
+/* out (heads, cols) += the n rows weighted by w (heads, L3__TILE), row after row. */
 L3__FN void l3__weigh_rows(int type, const uint8_t *rows, size_t row_bytes, const float *w, uint32_t n, float *out,
-                           uint32_t cols) {
+                           uint32_t cols, uint32_t heads) {
     const l3__unpack_fn unpack = l3__unpacker(type);
     float               v[32];
     for (uint32_t t = 0; t < n; t++)
         for (uint32_t i = 0; i < cols; i += 32) {
             const uint32_t left = cols - i < 32 ? cols - i : 32;
             unpack(rows + t * row_bytes, i, left, v);
-            l3__add_scaled(out + i, v, w[t], left);
+            for (uint32_t h = 0; h < heads; h++)
+                l3__add_scaled(out + (size_t)h * cols + i, v, w[h * L3__TILE + t], left);
         }
 }
 
@@ -1730,7 +1731,7 @@ typedef struct l3__kernels {
     void (*swiglu)(float *gate, const float *up, size_t n);
     float (*softmax_tile)(float *w, uint32_t n, float scale, float *peak);
     void (*weigh_rows)(int type, const uint8_t *rows, size_t row_bytes, const float *w, uint32_t n, float *out,
-                       uint32_t cols);
+                       uint32_t cols, uint32_t heads);
     l3__matmul_fn matmul[L3__N_TYPES];
     /* L3_FAST, NULL where `matmul` is as good: for decoding, and for many positions of a text at once. */
     const l3__fast *decode[L3__N_TYPES], *prefill[L3__N_TYPES];
@@ -4643,7 +4644,7 @@ L3__FN void l3__attend_rows(l3_work *w, const l3_lookup *l, uint32_t p, float *s
             const float shrink = l3__expf(w->peak[p] - score[r]);
             if (r > from)
                 w->kernels->weigh_rows(l->rows.type, values + from * row, row, score + from, r - from, sum,
-                                       l->value_length);
+                                       l->value_length, 1);
             w->kernels->scale(sum, shrink, l->value_length);
             w->total[p] *= shrink;
             w->peak[p] = score[r];
@@ -4654,7 +4655,7 @@ L3__FN void l3__attend_rows(l3_work *w, const l3_lookup *l, uint32_t p, float *s
         }
         w->total[p] += score[r];
     }
-    w->kernels->weigh_rows(l->rows.type, values + from * row, row, score + from, n - from, sum, l->value_length);
+    w->kernels->weigh_rows(l->rows.type, values + from * row, row, score + from, n - from, sum, l->value_length, 1);
 }
 
 /* How rows meet queries in this mode: rounded to int8 like the activations of other weights of the type, or NULL: floats. */
@@ -5849,68 +5850,72 @@ L3__KERNEL float L3__K(softmax_tile)(float *w, uint32_t n, float scale, float *p
     return n > L3__LANES ? L3__K(softmax_some)(true, w, n, scale, peak) : L3__K(softmax_some)(false, w, n, scale, peak);
 }
 
-/* 32 * blocks columns of what follows: enough sums side by side to hide how long an addition takes. */
+/* 32 * blocks columns of what follows: enough sums side by side to hide how long an addition takes. `heads` is a constant. */
 L3__PART void L3__K(weigh_blocks)(const int type, const uint8_t *rows, size_t row_bytes, const float *w, uint32_t n,
-                                  float *out, uint32_t first, const size_t blocks) {
-    L3__VF sum[4][2 * L3__PARTS], v[2 * L3__PARTS];
-    L3__EACH(b, blocks) { L3__EACH(j, 2 * L3__PARTS) sum[b][j] = L3__K(load)(out + first + b * 32 + j * L3__W); }
+                                  float *out, uint32_t cols, uint32_t first, const size_t blocks, const size_t heads) {
+    L3__VF sum[2][4][2 * L3__PARTS], v[2 * L3__PARTS];
+    L3__EACH(h, heads) L3__EACH(b, blocks) L3__EACH(j, 2 * L3__PARTS) {
+        sum[h][b][j] = L3__K(load)(out + h * cols + first + b * 32 + j * L3__W);
+    }
     for (uint32_t t = 0; t < n; t++) {
-        const L3__VF weight = L3__K(all)(w[t]);
         L3__EACH(b, blocks) {
-            L3__K(weighted32)(type, rows + t * row_bytes, first + (uint32_t)b * 32, weight, v);
-            L3__EACH(j, 2 * L3__PARTS) sum[b][j] = L3__K(plus)(sum[b][j], v[j]);
+            const uint8_t *row = rows + t * row_bytes;
+            const uint32_t at  = first + (uint32_t)b * 32;
+            if (heads == 1) {
+                L3__K(weighted32)(type, row, at, L3__K(all)(w[t]), v);
+                L3__EACH(j, 2 * L3__PARTS) sum[0][b][j] = L3__K(plus)(sum[0][b][j], v[j]);
+                continue;
+            }
+            L3__K(weights32)(type, row, at, v);
+            L3__EACH(h, heads) L3__EACH(j, 2 * L3__PARTS) {
+                const L3__VF weight = L3__K(all)(w[h * L3__TILE + t]);
+                sum[h][b][j]        = L3__K(plus)(sum[h][b][j], L3__K(times)(weight, v[j]));
+            }
         }
     }
-    L3__EACH(b, blocks) { L3__EACH(j, 2 * L3__PARTS) L3__K(store)(out + first + b * 32 + j * L3__W, sum[b][j]); }
+    L3__EACH(h, heads) L3__EACH(b, blocks) L3__EACH(j, 2 * L3__PARTS) {
+        L3__K(store)(out + h * cols + first + b * 32 + j * L3__W, sum[h][b][j]);
+    }
 }
 
 #if L3__W == 16
-/* The same for values of small heads, half a vector. */
-L3__PART void l3__weigh_8(const int type, const uint8_t *rows, size_t row_bytes, const float *w, uint32_t n,
-                          float *out) {
-    __m256 sum = _mm256_loadu_ps(out);
+/* The same for values of small heads, half a vector: two heads, or one. */
+L3__PART void l3__weigh_8(const int type, const uint8_t *rows, size_t row_bytes, const float *w, uint32_t n, float *out,
+                          const size_t heads) {
+    const float *second = w + (heads - 1) * L3__TILE;
+    __m512       sum    = heads == 2 ? _mm512_loadu_ps(out) : _mm512_zextps256_ps512(_mm256_loadu_ps(out));
     for (uint32_t t = 0; t < n; t++, rows += row_bytes) {
-        const void  *row = rows;
-        const __m256 v   = type == L3_F32   ? _mm256_loadu_ps((const float *)row)
-                           : type == L3_F16 ? l3__from_f16_avx2(rows)
-                                            : l3__from_bf16_avx2(rows);
-        sum              = _mm256_add_ps(sum, _mm256_mul_ps(_mm256_set1_ps(w[t]), v));
+        const void  *row    = rows;
+        const __m256 v      = type == L3_F32   ? _mm256_loadu_ps((const float *)row)
+                              : type == L3_F16 ? l3__from_f16_avx2(rows)
+                                               : l3__from_bf16_avx2(rows);
+        const __m512 both   = heads == 2 ? _mm512_broadcast_f32x8(v) : _mm512_zextps256_ps512(v);
+        const __m512 weight = _mm512_mask_blend_ps(0xff00, _mm512_set1_ps(w[t]), _mm512_set1_ps(second[t]));
+        sum                 = _mm512_add_ps(sum, _mm512_mul_ps(weight, both));
     }
-    _mm256_storeu_ps(out, sum);
+    if (heads == 2) _mm512_storeu_ps(out, sum);
+    else _mm256_storeu_ps(out, _mm512_castps512_ps256(sum));
 }
 #endif
 
-/* out (cols,) += the sum of n rows weighted by w. */
-L3__PART void L3__K(weigh)(const int type, const uint8_t *rows, size_t row_bytes, const float *w, uint32_t n,
-                           float *out, uint32_t cols) {
-    uint32_t i = 0;
-    if (L3__W == 16)
-        for (; i + 128 <= cols; i += 128) L3__K(weigh_blocks)(type, rows, row_bytes, w, n, out, i, 4);
-    if (L3__W >= 8)
-        for (; i + 64 <= cols; i += 64) L3__K(weigh_blocks)(type, rows, row_bytes, w, n, out, i, 2);
-    for (; i + 32 <= cols; i += 32) L3__K(weigh_blocks)(type, rows, row_bytes, w, n, out, i, 1);
-    if (i == cols) return;
-#if L3__W == 16
-    if (cols == 8 && type != L3_Q8_0) {
-        l3__weigh_8(type, rows, row_bytes, w, n, out);
-        return;
-    }
-#endif
+/* Columns first ... cols - 1, fewer than 32. */
+L3__PART void L3__K(weigh_last)(const int type, const uint8_t *rows, size_t row_bytes, const float *w, uint32_t n,
+                                float *out, uint32_t first, uint32_t cols) {
     if (type == L3_Q8_0) {
         float last[32] = {0};
-        memcpy(last, out + i, (cols - i) * sizeof *last);
+        memcpy(last, out + first, (cols - first) * sizeof *last);
         for (uint32_t t = 0; t < n; t++) {
             L3__VF v[2 * L3__PARTS];
-            L3__K(last_q8)(rows + t * row_bytes, i, cols - i, v);
+            L3__K(last_q8)(rows + t * row_bytes, first, cols - first, v);
             L3__EACH(j, 2 * L3__PARTS) {
                 const L3__VF sum = L3__K(plus)(L3__K(load)(last + j * L3__W), L3__K(times)(L3__K(all)(w[t]), v[j]));
                 L3__K(store)(last + j * L3__W, sum);
             }
         }
-        memcpy(out + i, last, (cols - i) * sizeof *last);
+        memcpy(out + first, last, (cols - first) * sizeof *last);
         return;
     }
-    for (; i < cols; i += L3__W) {
+    for (uint32_t i = first; i < cols; i += L3__W) {
         const uint32_t left = cols - i;
         float          last[L3__W];
         L3__VF         sum = L3__K(load_part)(out + i, left);
@@ -5921,15 +5926,46 @@ L3__PART void L3__K(weigh)(const int type, const uint8_t *rows, size_t row_bytes
     }
 }
 
+/* out (heads, cols) += the sum of n rows weighted by w (heads, L3__TILE), for one head or two that share the rows. */
+L3__PART void L3__K(weigh)(const int type, const uint8_t *rows, size_t row_bytes, const float *w, uint32_t n,
+                           float *out, uint32_t cols, const size_t heads) {
+    uint32_t i = 0;
+#if L3__W == 16
+    if (cols == 8 && type != L3_Q8_0) {
+        l3__weigh_8(type, rows, row_bytes, w, n, out, heads);
+        return;
+    }
+#endif
+    if (L3__W == 16 && heads == 1)
+        for (; i + 128 <= cols; i += 128) L3__K(weigh_blocks)(type, rows, row_bytes, w, n, out, cols, i, 4, heads);
+    if (L3__W == 16 || (L3__W == 8 && heads == 1))
+        for (; i + 64 <= cols; i += 64) L3__K(weigh_blocks)(type, rows, row_bytes, w, n, out, cols, i, 2, heads);
+    for (; i + 32 <= cols; i += 32) L3__K(weigh_blocks)(type, rows, row_bytes, w, n, out, cols, i, 1, heads);
+    for (size_t h = 0; i < cols && h < heads; h++)
+        L3__K(weigh_last)(type, rows, row_bytes, w + h * L3__TILE, n, out + h * cols, i, cols);
+}
+
 L3__KERNEL void L3__K(weigh_rows)(int type, const uint8_t *rows, size_t row_bytes, const float *w, uint32_t n,
-                                  float *out, uint32_t cols) {
-    switch (type) {
-    case L3_F32: L3__K(weigh)(L3_F32, rows, row_bytes, w, n, out, cols); break;
-    case L3_F16: L3__K(weigh)(L3_F16, rows, row_bytes, w, n, out, cols); break;
-    case L3_BF16: L3__K(weigh)(L3_BF16, rows, row_bytes, w, n, out, cols); break;
-    case L3_Q8_0: L3__K(weigh)(L3_Q8_0, rows, row_bytes, w, n, out, cols); break;
-    case L3_Q4_0: L3__K(weigh)(L3_Q4_0, rows, row_bytes, w, n, out, cols); break;
-    default: L3__K(weigh)(L3_Q6_K, rows, row_bytes, w, n, out, cols); break;
+                                  float *out, uint32_t cols, uint32_t heads) {
+    for (uint32_t some; heads > 0; heads -= some, w += some * L3__TILE, out += (size_t)some * cols) {
+        some = heads >= 2 && (type == L3_F32 || type == L3_F16 || type == L3_Q8_0) ? 2 : 1; /* types of a KV cache */
+        switch (type) {
+        case L3_F32:
+            if (some == 2) L3__K(weigh)(L3_F32, rows, row_bytes, w, n, out, cols, 2);
+            else L3__K(weigh)(L3_F32, rows, row_bytes, w, n, out, cols, 1);
+            break;
+        case L3_F16:
+            if (some == 2) L3__K(weigh)(L3_F16, rows, row_bytes, w, n, out, cols, 2);
+            else L3__K(weigh)(L3_F16, rows, row_bytes, w, n, out, cols, 1);
+            break;
+        case L3_Q8_0:
+            if (some == 2) L3__K(weigh)(L3_Q8_0, rows, row_bytes, w, n, out, cols, 2);
+            else L3__K(weigh)(L3_Q8_0, rows, row_bytes, w, n, out, cols, 1);
+            break;
+        case L3_BF16: L3__K(weigh)(L3_BF16, rows, row_bytes, w, n, out, cols, 1); break;
+        case L3_Q4_0: L3__K(weigh)(L3_Q4_0, rows, row_bytes, w, n, out, cols, 1); break;
+        default: L3__K(weigh)(L3_Q6_K, rows, row_bytes, w, n, out, cols, 1); break;
+        }
     }
 }
 

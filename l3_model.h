@@ -1827,15 +1827,13 @@ L3__FN void l3__attend(const l3_session *s, uint32_t block, uint32_t p, uint32_t
         l3__scores(&s->work, fast, type, keys + t * row, row, count, d, q, packed, heads, w[0]);
         for (uint32_t i = 0; i < heads; i++)
             l3__online_softmax(k, w[i], count, scale, &a[i].peak, &a[i].total, out + (size_t)i * d, d);
-        for (uint32_t i = 0; i < heads; i++) {
-#if defined(L3__FIXED)
-            if (fast) {
-                l3__fixed_weigh(values + t * row, row, w[i], count, out + (size_t)i * d, d);
-                continue;
-            }
-#endif
-            k->weigh_rows(type, values + t * row, row, w[i], count, out + (size_t)i * d, d);
+#if defined(L3__FIXED) /* one head at a time */
+        if (fast) {
+            l3__fixed_weigh(values + t * row, row, w[0], count, out, d);
+            continue;
         }
+#endif
+        k->weigh_rows(type, values + t * row, row, w[0], count, out, d, heads);
     }
     a->at = t;
     for (uint32_t i = 0; t >= n && i < heads; i++, out += d)

@@ -169,21 +169,23 @@ static void check_tile(const l3__kernels *k, test_rng *r, uint32_t n) {
 }
 
 static void check_rows(const l3__kernels *k, test_rng *r, uint32_t cols, uint32_t n) {
+    enum { HEADS = 5 };
     static const int32_t kinds[] = {L3_F32, L3_F16, L3_BF16, L3_Q8_0, L3_Q4_0};
     const int32_t        type    = kinds[test_below(r, 5)];
     if (type == L3_Q4_0) cols = (cols + 31) / 32 * 32;
-    const size_t   row  = l3__kv_row_bytes(type, cols);
-    unsigned char *rows = (unsigned char *)must(row * n + 1);
-    float         *x = new_floats(cols, 1), *y = new_floats(cols, 1), w[L3__TILE];
+    const size_t   row   = l3__kv_row_bytes(type, cols);
+    unsigned char *rows  = (unsigned char *)must(row * n + 1);
+    const uint32_t heads = 1 + test_below(r, HEADS);
+    float         *x = new_floats(cols, HEADS), *y = new_floats(cols, HEADS), w[HEADS * L3__TILE];
+    for (uint32_t i = 0; i < HEADS * L3__TILE; i++) w[i] = any_float(r);
     for (uint32_t i = 0; i < n; i++) {
-        w[i] = any_float(r);
         for (uint32_t c = 0; c < cols; c++) x[c] = any_float(r);
         l3_pack(type, x, cols, rows + 1 + i * row);
     }
-    memcpy(y, x, cols * sizeof *y);
-    l3__plain_kernels.weigh_rows(type, rows + 1, row, w, n, x, cols);
-    k->weigh_rows(type, rows + 1, row, w, n, y, cols);
-    CHECK(same_floats(y, x, cols));
+    for (uint32_t c = 0; c < HEADS * cols; c++) x[c] = y[c] = any_float(r);
+    l3__plain_kernels.weigh_rows(type, rows + 1, row, w, n, x, cols, heads);
+    k->weigh_rows(type, rows + 1, row, w, n, y, cols, heads);
+    CHECK(same_floats(y, x, HEADS * cols));
     l3__plain_kernels.unpack(type, rows + 1, cols, x);
     k->unpack(type, rows + 1, cols, y);
     CHECK(same_floats(y, x, cols));

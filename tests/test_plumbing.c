@@ -883,9 +883,9 @@ COUNTING_MATMUL(4)
 COUNTING_MATMUL(5)
 
 static void count_weigh_rows(int type, const uint8_t *rows, size_t row_bytes, const float *w, uint32_t n, float *out,
-                             uint32_t cols) {
-    products += (uint64_t)n * cols;
-    counted->weigh_rows(type, rows, row_bytes, w, n, out, cols);
+                             uint32_t cols, uint32_t heads) {
+    products += (uint64_t)n * cols * heads;
+    counted->weigh_rows(type, rows, row_bytes, w, n, out, cols, heads);
 }
 
 static float count_softmax(float *w, uint32_t n, float scale, float *peak) {

@@ -71,8 +71,8 @@ static inline float budget_softmax(float *w, uint32_t n, float s, float *peak) {
     return (void)w, (void)n, (void)s, (void)peak, 1;
 }
 static inline void budget_weigh_rows(int type, const uint8_t *r, size_t b, const float *w, uint32_t n, float *o,
-                                     uint32_t c) {
-    (void)type, (void)r, (void)b, (void)w, (void)n, (void)o, (void)c;
+                                     uint32_t c, uint32_t heads) {
+    (void)type, (void)r, (void)b, (void)w, (void)n, (void)o, (void)c, (void)heads;
 }
 static inline void budget_matmul(const uint8_t *w, size_t row, uint32_t rows, uint32_t cols, const float *x, size_t xs,
                                  uint32_t n, float *y, size_t ys) {
