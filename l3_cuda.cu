@@ -23,7 +23,8 @@
  * ERRORS    As in l3.h. L3_ERR_DEVICE is an error of CUDA, whose number is in l3_error.io; after one that the device does not
  *           recover from, every call gives it. l3_cuda_close() still frees what is left to free; device and pinned memory of
  *           a lost device come back with cudaDeviceReset(), which ends the other objects on it, too, or when the program ends.
- * THREADS   One thread at a time for each object; several objects, on one device or several, may be used at once.
+ * THREADS   One thread at a time for each object; several objects, on one device or several, may be used at once. Calls leave
+ *           the object's device as the calling thread's current one (cudaSetDevice).
  * NUMBERS   The same bits wherever tables lie, with graphs or without, and whatever the other sequences of a call hold. In
  *           L3_EXACT floats are multiplied and added as floats, in an order that depends on nothing else: the same bits however
  *           a text is split into calls and sequences into batches. In L3_FAST two or more positions at once go through tensor

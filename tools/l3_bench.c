@@ -45,7 +45,8 @@ static const char *parse(settings *s, int argc, char **argv) {
         "l3-bench", "MODEL|--synthetic SHAPE [options]",
         "Measures prefill and decode, bytes read, and the memory floor.\n"
         "--compare: COMMAND runs once a repetition, with {model}, {threads}, {prompt} and {tokens} filled in; the\n"
-        "last line that it prints is to be tokens a second: of the prompt and of decoding, or only of decoding.",
+        "last line that it prints is to be tokens a second: of the prompt and of decoding, or only of decoding. It may\n"
+        "warm up before it measures: so does l3-bench then.",
         options};
     const int n  = cli_parse(&program, argc, argv, &path, 1);
     s->n_threads = s->threads ? cli_list("-j", s->threads, 0, 64, s->thread_list, LIST) : 1;
