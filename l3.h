@@ -34,8 +34,8 @@
  *          in _init takes them; the size is exact. No globals. No recursion.
  * ERRORS   Every call that can fail returns L3_OK (0) or a negative l3_status and, where err is not NULL, fills *err.
  * THREADS  Objects that calls take as const may be used by any number of threads at once; l3_work by one at a time.
- * STACK    A few kilobytes; in L3_FAST above plain C up to 44 KB in every thread that takes part (panels of weights), but not at
- *          the levels L3_LEVEL_DSP, HELIUM and RVV.
+ * STACK    A few kilobytes; in L3_FAST above plain C up to 44 KB, at L3_LEVEL_AMX 76 KB, in every thread that takes part (panels
+ *          of weights), but not at the levels L3_LEVEL_DSP, HELIUM and RVV.
  * NUMBERS  For one build, mode and level, results are the same bits however the bytes arrive (mapped, read, any window,
  *          alignment, cache, threads, batch). In L3_EXACT they are the same at every level. Built without fast-math and
  *          contraction (gcc: -ffp-contract=off), with floats computed as floats (FLT_EVAL_METHOD 0: on 32-bit x86 -msse2
@@ -1889,6 +1889,7 @@ L3__OP __m512  l3__part_f16_avx512(const uint8_t *p, uint32_t n) { return _mm512
 L3__OP __m512 l3__part_bf16_avx512(const uint8_t *p, uint32_t n) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(l3__part16_avx512(p, n)), 16));
 }
+L3__OP float  l3__half_avx512(const uint8_t *p) { return l3__half_avx2(p); }
 L3__OP __m512 l3__from_f16_avx512(const uint8_t *p) { return _mm512_cvtph_ps(l3__bytes32(p)); }
 L3__OP __m512 l3__from_bf16_avx512(const uint8_t *p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(l3__bytes32(p)), 16));
@@ -5527,13 +5528,13 @@ L3__PART void L3__K(weights32)(const int type, const uint8_t *row, uint32_t firs
     case L3_BF16: L3__EACH(j, 2 * L3__PARTS) w[j] = L3__K(from_bf16)(row + ((size_t)first + j * L3__W) * 2); break;
     case L3_Q8_0: {
         q                               = row + (size_t)(first / 32) * 34;
-        const L3__VF scale              = L3__K(all)(l3__from_f16(l3__le16(q)));
+        const L3__VF scale              = L3__K(all)(L3__K(half)(q));
         L3__EACH(j, 2 * L3__PARTS) w[j] = L3__K(times)(scale, L3__K(from_i8)(q + 2 + j * L3__W));
         break;
     }
     case L3_Q4_0: {
         q                  = row + (size_t)(first / 32) * 18;
-        const L3__VF scale = L3__K(all)(l3__from_f16(l3__le16(q)));
+        const L3__VF scale = L3__K(all)(L3__K(half)(q));
 #if L3__W == 16
         l3__from_q4_avx512(q + 2, L3__K(times)(scale, l3__nibbles_avx512()), w);
 #else
@@ -5544,7 +5545,7 @@ L3__PART void L3__K(weights32)(const int type, const uint8_t *row, uint32_t firs
     default: {
 #if defined(L3__X86)
         const uint8_t *block = row + (size_t)(first / 256) * 210;
-        const float    d     = l3__from_f16(l3__le16(block + 208));
+        const float    d     = L3__K(half)(block + 208);
         int8_t         v[32];
         const void    *bytes = v;
         _mm256_storeu_si256((__m256i *)(void *)v, l3__q6_avx2(block, first / 32 % 8));
@@ -5567,7 +5568,7 @@ L3__PART void L3__K(weighted32)(const int type, const uint8_t *row, uint32_t fir
 #if L3__W == 16
     if (type == L3_Q4_0) {
         const uint8_t *q     = row + (size_t)(first / 32) * 18;
-        const L3__VF   scale = L3__K(all)(l3__from_f16(l3__le16(q)));
+        const L3__VF   scale = L3__K(all)(L3__K(half)(q));
         l3__from_q4_avx512(q + 2, L3__K(times)(weight, L3__K(times)(scale, l3__nibbles_avx512())), w);
         return;
     }
@@ -6080,6 +6081,7 @@ L3__BF16_KERNEL void L3__K(panel_bf16)(int type, const uint8_t *const *rows, uin
     float *panel = (float *)to;
     for (uint32_t k = first * 32; k < end * 32; k += 32, panel += 16 * 16) {
         if (cols - k < 32) L3__K(panel_tail_bf16)(type, rows, k, cols - k, panel);
+        else if (type == L3_F32) L3__K(panel32_bf16)(L3_F32, rows, k, panel);
         else if (type == L3_F16) L3__K(panel32_bf16)(L3_F16, rows, k, panel);
         else if (type == L3_BF16) L3__K(panel32_bf16)(L3_BF16, rows, k, panel);
         else if (type == L3_Q8_0) L3__K(panel32_bf16)(L3_Q8_0, rows, k, panel);
@@ -6140,106 +6142,156 @@ static const l3__amx_config l3__amx_tiles = {
     1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
 
 #define L3__AMX_BYTES 1024u /* of a tile */
+#define L3__AMX_DEEP  32u /* blocks of 32 elements of 32 rows of weights at a time: 64 KB, which stay in the L2 cache */
 
-/* 16 positions after another 16: of each block of 32 elements a tile, the rows of which are positions. */
+/* 16 positions after another 16, each block of 32 elements a tile as panel_bf16 makes it: word k of a position in its row k. */
 L3__BF16_KERNEL void l3__pack_amx(int type, const float *x, size_t xs, uint32_t n, uint32_t cols, unsigned char *dst) {
     const uint32_t blocks = (cols + 31) / 32;
+    const void    *first  = x;
     (void)type;
-    for (uint32_t p0 = 0; p0 < n; p0 += 16, dst += (size_t)blocks * L3__AMX_BYTES) {
-        if (n - p0 < 16) memset(dst, 0, (size_t)blocks * L3__AMX_BYTES);
-        for (uint32_t p = 0; p < 16 && p0 + p < n; p++)
-            for (uint32_t b = 0; b < blocks; b++) {
-                const float *from = x + (p0 + p) * xs + b * 32;
-                void        *to   = dst + (size_t)b * L3__AMX_BYTES + p * 64;
-                float        last[32];
-                if (cols - b * 32 < 32) {
-                    memset(last, 0, sizeof last);
-                    memcpy(last, from, (cols - b * 32) * sizeof *last);
-                    from = last;
-                }
-                L3__EACH(j, L3__PARTS) {
-                    const float *two = from + 2 * j * L3__W;
-                    L3__K(store)((float *)to + j * L3__W, L3__K(pairs)(L3__K(load)(two), L3__K(load)(two + L3__W)));
-                }
-            }
+    for (uint32_t p = 0; p < n; p += 16, dst += (size_t)blocks * L3__AMX_BYTES) {
+        const uint8_t *rows[16];
+        l3__panel_rows(rows, (const uint8_t *)first + p * xs * sizeof *x, xs * sizeof *x, n - p);
+        L3__K(panel_bf16)(L3_F32, rows, 0, blocks, cols, dst);
     }
 }
 
-/* `blocks` blocks of 16 or, if `tall`, 32 positions times 16 or, if `wide`, 32 rows. Tiles 0 ... 3 are the sums, 4 and 5
- * positions, 6 and 7 weights. Intel's figures: a product takes 16 cycles and is there after 52, a tile is loaded in 8. Two by
- * two loads one tile for a product, which the loads do in half the time; four sums hide the latency. One by six would load 1.17
- * and take every tile of positions, which lie in the L2 cache, for one product instead of two. */
-L3__AMX_PART void l3__times_amx_of(const bool tall, const bool wide, const unsigned char *panel, size_t next_panel,
-                                   const unsigned char *x, size_t next_x, uint32_t blocks, bool first,
-                                   const l3__corner *c) {
-    __asm__ volatile("" : : "r"(panel), "r"(x), "r"(c) : "memory"); /* gcc's intrinsics do not say that they read */
-    if (first) {
-        L3__AMX_ZERO(0);
-        if (wide) L3__AMX_ZERO(1);
-        if (tall) L3__AMX_ZERO(2);
-        if (tall && wide) L3__AMX_ZERO(3);
-    } else {
-        L3__AMX_LOAD(0, c[0].at, c[0].stride * 4);
-        if (wide) L3__AMX_LOAD(1, c[1].at, c[1].stride * 4);
-        if (tall) L3__AMX_LOAD(2, c[2].at, c[2].stride * 4);
-        if (tall && wide) L3__AMX_LOAD(3, c[3].at, c[3].stride * 4);
+/* Blocks first ... end - 1 of a row of weights, each as a row of a tile of its own. */
+L3__BF16_PART void l3__amx_row(const int type, const uint8_t *row, uint32_t first, uint32_t end, uint32_t cols,
+                               unsigned char *to) {
+    for (uint32_t k = first * 32; k < end * 32; k += 32, to += L3__AMX_BYTES) {
+        L3__VF v[2 * L3__PARTS];
+        if (cols - k < 32) {
+            float       last[32] = {0};
+            const void *bytes    = last;
+            l3__unpacker(type)(row, k, cols - k, last);
+            L3__K(weights32)(L3_F32, (const uint8_t *)bytes, 0, v);
+        } else {
+            L3__K(weights32)(type, row, k, v);
+        }
+        void *words = to;
+        L3__EACH(j, L3__PARTS) L3__K(store)((float *)words + j * L3__W, L3__K(pairs)(v[2 * j], v[2 * j + 1]));
     }
-    for (; blocks > 0; blocks--, panel += L3__AMX_BYTES, x += L3__AMX_BYTES) {
+}
+
+/* The same of 16 rows. Rows may be one and the same. */
+L3__BF16_KERNEL void l3__amx_panel(int type, const uint8_t *const *rows, uint32_t first, uint32_t end, uint32_t cols,
+                                   unsigned char *panel) {
+    for (uint32_t r = 0; r < 16; r++, panel += 64) {
+        if (type == L3_F16) l3__amx_row(L3_F16, rows[r], first, end, cols, panel);
+        else if (type == L3_BF16) l3__amx_row(L3_BF16, rows[r], first, end, cols, panel);
+        else if (type == L3_Q8_0) l3__amx_row(L3_Q8_0, rows[r], first, end, cols, panel);
+        else if (type == L3_Q4_0) l3__amx_row(L3_Q4_0, rows[r], first, end, cols, panel);
+        else l3__amx_row(L3_Q6_K, rows[r], first, end, cols, panel);
+    }
+}
+
+/* A product of up to 32 rows and 32 positions, `blocks` blocks of 32 elements deep. */
+typedef struct l3__amx_product {
+    const unsigned char *panel, *x;          /* of the first 16 rows, the first 16 positions */
+    size_t               next_panel, next_x; /* to the other 16, in bytes */
+    uint32_t             blocks;
+    float               *sums;  /* (4, 16 rows, 16 positions) */
+    const uint8_t       *ahead; /* weights that are wanted later: so many cache lines for each block */
+    size_t               lines;
+    const float         *y; /* where the sums will go, with stride ys in floats */
+    size_t               ys;
+} l3__amx_product;
+
+/* 16 or, if `wide`, 32 rows; 16 or, if `tall`, 32 positions. Tiles 0 ... 3 are the sums, 4 and 5 positions, 6 and 7 weights.
+ * Intel's figures: a product takes 16 cycles and is there after 52, a tile is loaded in 8; measured where tiles lie in the L2
+ * cache, as here: in 22. Two by two loads one tile for a product, one by six 1.17. First all loads, then all products: a fifth
+ * faster than mixed where another thread shares the core, 2% slower where none does. */
+L3__AMX_PART void l3__times_amx_of(const bool tall, const bool wide, const l3__amx_product *m) {
+    const unsigned char *panel = m->panel, *x = m->x;
+    const uint8_t       *ahead = m->ahead;
+    const float         *y     = m->y;
+    __asm__ volatile("" : : "r"(panel), "r"(x) : "memory"); /* gcc's intrinsics do not say that they read */
+    L3__AMX_ZERO(0);
+    if (wide) L3__AMX_ZERO(1);
+    if (tall) L3__AMX_ZERO(2);
+    if (tall && wide) L3__AMX_ZERO(3);
+    for (uint32_t b = 0; b < m->blocks;
+         b++, panel += L3__AMX_BYTES, x += L3__AMX_BYTES, ahead += m->lines * 64, y += m->ys) {
         L3__AMX_LOAD(6, panel, 64);
         L3__AMX_LOAD(4, x, 64);
-        L3__AMX_DOT(0, 4, 6);
-        if (wide) L3__AMX_LOAD(7, panel + next_panel, 64);
-        if (wide) L3__AMX_DOT(1, 4, 7);
-        if (tall) L3__AMX_LOAD(5, x + next_x, 64);
-        if (tall) L3__AMX_DOT(2, 5, 6);
-        if (tall && wide) L3__AMX_DOT(3, 5, 7);
+        if (wide) L3__AMX_LOAD(7, panel + m->next_panel, 64);
+        if (tall) L3__AMX_LOAD(5, x + m->next_x, 64);
+        for (size_t i = 0; i < m->lines; i++) __builtin_prefetch(ahead + 64 * i, 0, 2);
+        __builtin_prefetch(y, 1), __builtin_prefetch(y + 16, 1); /* at most 32 blocks: those of 32 positions */
+        L3__AMX_DOT(0, 6, 4);
+        if (tall) L3__AMX_DOT(2, 6, 5);
+        if (wide) L3__AMX_DOT(1, 7, 4);
+        if (tall && wide) L3__AMX_DOT(3, 7, 5);
     }
-    L3__AMX_STORE(0, c[0].at, c[0].stride * 4);
-    if (wide) L3__AMX_STORE(1, c[1].at, c[1].stride * 4);
-    if (tall) L3__AMX_STORE(2, c[2].at, c[2].stride * 4);
-    if (tall && wide) L3__AMX_STORE(3, c[3].at, c[3].stride * 4);
+    L3__AMX_STORE(0, m->sums, 64);
+    if (wide) L3__AMX_STORE(1, m->sums + 256, 64);
+    if (tall) L3__AMX_STORE(2, m->sums + 512, 64);
+    if (tall && wide) L3__AMX_STORE(3, m->sums + 768, 64);
+    __asm__ volatile("" : : "r"(m->sums) : "memory");
 }
 
-L3__AMX_KERNEL void l3__times_amx(bool tall, bool wide, const unsigned char *panel, size_t next_panel,
-                                  const unsigned char *x, size_t next_x, uint32_t blocks, bool first,
-                                  const l3__corner *c) {
-    if (tall && wide) l3__times_amx_of(true, true, panel, next_panel, x, next_x, blocks, first, c);
-    else if (tall) l3__times_amx_of(true, false, panel, next_panel, x, next_x, blocks, first, c);
-    else if (wide) l3__times_amx_of(false, true, panel, next_panel, x, next_x, blocks, first, c);
-    else l3__times_amx_of(false, false, panel, next_panel, x, next_x, blocks, first, c);
+L3__AMX_KERNEL void l3__times_amx(bool tall, bool wide, const l3__amx_product *m) {
+    if (tall && wide) l3__times_amx_of(true, true, m);
+    else if (tall) l3__times_amx_of(true, false, m);
+    else if (wide) l3__times_amx_of(false, true, m);
+    else l3__times_amx_of(false, false, m);
 }
 
-/* As l3__gemm, but by two panels at once. A thread's tiles are configured here and nowhere longer: while they are, each switch
- * to another thread saves 8 KB. */
+/* y (n, rows) = or, unless `first`, += the sums (16 rows, 16 positions), n and rows being 16 at most. */
+L3__BF16_PART void l3__amx_out(const float *sums, bool first, float *y, size_t ys, uint32_t rows, uint32_t n) {
+    for (uint32_t g = 0; g < rows; g += L3__W) {
+        const uint32_t left = rows - g < L3__W ? rows - g : L3__W;
+        for (uint32_t p = 0; p < n; p += L3__W) {
+            L3__VF v[L3__W];
+            L3__EACH(r, L3__W) v[r] = L3__K(load)(sums + (g + r) * 16 + p);
+            L3__K(transpose)(v);
+            L3__EACH(c, L3__W) {
+                float *to = y + (p + c) * ys + g, last[L3__W];
+                if (p + c >= n) continue;
+                if (!first) v[c] = L3__K(plus)(v[c], L3__K(load_part)(to, left));
+                L3__K(store)(left < L3__W ? last : to, v[c]);
+                if (left < L3__W) memcpy(to, last, left * sizeof *to);
+            }
+        }
+    }
+}
+
+/* Y = X W^T by 32 rows. Weights are the first operand of each product, whose rows are rows of the tile: they need no
+ * transposing, but the sums do, which are fewer. A thread's tiles are configured here and nowhere longer: while they are, each
+ * switch to another thread saves 8 KB. */
 L3__AMX_KERNEL void l3__amx(int type, const uint8_t *w, size_t row_bytes, uint32_t rows, uint32_t cols,
                             const unsigned char *x, uint32_t n, float *y, size_t ys) {
-    L3__ALIGN64 unsigned char panel[L3__PANEL];
-    L3__ALIGN64 float         edge[4][16 * 16];
-    const uint32_t            blocks = (cols + 31) / 32, most = L3__PANEL / (2 * L3__AMX_BYTES);
+    L3__ALIGN64 unsigned char panel[2 * L3__AMX_DEEP * L3__AMX_BYTES];
+    L3__ALIGN64 float         sums[4 * 256];
+    const uint32_t            blocks = (cols + 31) / 32, times = (blocks + L3__AMX_DEEP - 1) / L3__AMX_DEEP;
+    const uint32_t            most = (blocks + times - 1) / times;
+    const size_t    steps = (size_t)blocks * ((n + 31) / 32); /* the next 32 rows come into the L2 cache meanwhile */
+    l3__amx_product m     = {panel, x, 0, (size_t)blocks * L3__AMX_BYTES, 0, sums, w, 0, y, ys};
+    m.lines               = (32 * row_bytes / 64 + steps - 1) / steps;
     L3__AMX_CONFIGURE(&l3__amx_tiles);
     for (uint32_t r0 = 0; r0 < rows; r0 += 32) {
         const uint32_t wide = rows - r0 > 16 ? 2 : 1;
+        m.ahead             = w + (r0 + 32) * row_bytes;
         for (uint32_t b = 0; b < blocks; b += most) {
-            const uint32_t deep = blocks - b < most ? blocks - b : most;
-            const size_t   size = (size_t)deep * L3__AMX_BYTES;
+            m.blocks     = blocks - b < most ? blocks - b : most;
+            m.next_panel = (size_t)m.blocks * L3__AMX_BYTES;
             for (uint32_t j = 0; j < wide; j++) {
                 const uint8_t *row[16];
                 l3__panel_rows(row, w + (r0 + 16 * j) * row_bytes, row_bytes, rows - r0 - 16 * j);
-                L3__K(panel_bf16)(type, row, b, b + deep, cols, panel + j * size);
+                l3__amx_panel(type, row, b, b + m.blocks, cols, panel + j * m.next_panel);
             }
-            for (uint32_t p = 0; p < n; p += 32) {
+            for (uint32_t p = 0; p < n; p += 32, m.ahead += m.lines * m.blocks * 64) {
                 const uint32_t tall = n - p > 16 ? 2 : 1;
-                l3__corner     c[4];
+                m.x                 = x + (size_t)p * blocks * 64 + b * L3__AMX_BYTES;
+                m.y                 = y + p * ys + r0;
+                l3__times_amx(tall > 1, wide > 1, &m);
                 for (uint32_t i = 0; i < 4; i++) {
                     const uint32_t pi = p + i / 2 * 16, ri = r0 + i % 2 * 16;
-                    if (i / 2 >= tall || i % 2 >= wide) continue;
-                    c[i] = l3__corner_at(y + pi * ys + ri, ys, rows - ri, n - pi, 16, edge[i]);
-                    if (b > 0) l3__corner_in(&c[i]);
+                    if (i / 2 < tall && i % 2 < wide)
+                        l3__amx_out(sums + i * 256, b == 0, y + pi * ys + ri, ys, rows - ri < 16 ? rows - ri : 16,
+                                    n - pi < 16 ? n - pi : 16);
                 }
-                l3__times_amx(tall > 1, wide > 1, panel, size, x + (size_t)p * blocks * 64 + b * L3__AMX_BYTES,
-                              (size_t)blocks * L3__AMX_BYTES, deep, b == 0, c);
-                for (uint32_t i = 0; i < 4; i++)
-                    if (i / 2 < tall && i % 2 < wide) l3__corner_out(&c[i]);
             }
         }
     }
