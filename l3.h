@@ -2201,9 +2201,11 @@ L3__FN void l3__panel_tail(int type, const uint8_t *const *rows, uint32_t k, uin
 #define L3__BASE_OP static inline __attribute__((always_inline, unused))
 #endif
 
-/* Four rows at a time are four streams in one, which the processors' own prefetchers do not see: where the bytes that
- * come L3__AHEAD later lie, in the order in which all rows together use them up. Past the end it has no effect. */
+/* Four rows at a time need their bytes soon enough. Side by side they are four streams in one, which the processors' own
+ * prefetchers do not see: what comes L3__AHEAD later, in the order in which all rows together use it up. A quarter of the
+ * matrix apart they are streams of their own, each with a fourth of that. Past the end it has no effect. */
 #define L3__AHEAD 8192
+enum { L3__ALONE, L3__SIDE_BY_SIDE, L3__SPREAD }; /* how the rows of a product lie */
 L3__BASE_OP void l3__prefetch(const uint8_t *p, const size_t bytes) {
     L3__EACH(i, (bytes + 63) / 64) __builtin_prefetch(p + 64 * i, 0, 3);
 }
@@ -2372,12 +2374,13 @@ L3__BASE_OP void l3__pair_q4_avx2(const uint8_t *w, size_t row_bytes, uint32_t b
 
 /* y[p * ys + r] = row r times position p, for `rows` rows and n positions, both constants. */
 L3__BASE_OP void l3__q4_dots_avx2(const uint8_t *w, size_t row_bytes, uint32_t blocks, const l3__int8s *x,
-                                  const size_t rows, const size_t n, float *y, size_t ys) {
+                                  const size_t rows, const size_t n, const int lie, float *y, size_t ys) {
     __m256   sum[4][4];
     uint32_t b                                 = 0;
     L3__EACH(r, rows) L3__EACH(p, n) sum[r][p] = _mm256_setzero_ps();
     for (; b + 2 <= blocks; b += 2) {
-        if (rows == 4) l3__prefetch(w + L3__AHEAD + b * 4 * 18, 8 * 18);
+        if (lie == L3__SIDE_BY_SIDE) l3__prefetch(w + L3__AHEAD + b * 4 * 18, 8 * 18);
+        if (lie == L3__SPREAD) L3__EACH(r, rows) l3__prefetch(w + r * row_bytes + L3__AHEAD / 4 + b * 18, 2 * 18);
         l3__pair_q4_avx2(w, row_bytes, b, x, rows, n, sum);
     }
     L3__EACH(r, rows) L3__EACH(p, n) {
@@ -2396,18 +2399,24 @@ L3__BASE_OP void l3__q4_dots_avx2(const uint8_t *w, size_t row_bytes, uint32_t b
 
 L3__BASE void l3__q4_avx2(int type, const uint8_t *w, size_t row_bytes, uint32_t rows, uint32_t cols,
                           const unsigned char *x, uint32_t n, float *y, size_t ys) {
-    const uint32_t blocks = cols / 32;
+    const uint32_t blocks = cols / 32, quarter = rows > L3__TILE ? rows / 4 : 0;
     (void)type;
     for (uint32_t p = 0, some; p < n; p += some) {
+        float    *to = y + p * ys, four[4];
         l3__int8s a[4];
         uint32_t  r = 0;
         some        = n - p >= 4 ? 4 : 1;
         for (uint32_t i = 0; i < some; i++) a[i] = l3__int8s_at(x, p + i, cols);
+        for (; some == 1 && r < quarter; r++) {
+            l3__q4_dots_avx2(w + r * row_bytes, quarter * row_bytes, blocks, a, 4, 1, L3__SPREAD, four, 0);
+            L3__EACH(i, 4) to[i * quarter + r] = four[i];
+        }
+        r *= 4;
         for (; some == 1 && r + 4 <= rows; r += 4)
-            l3__q4_dots_avx2(w + r * row_bytes, row_bytes, blocks, a, 4, 1, y + p * ys + r, ys);
+            l3__q4_dots_avx2(w + r * row_bytes, row_bytes, blocks, a, 4, 1, L3__SIDE_BY_SIDE, to + r, ys);
         for (; r < rows; r++) {
-            if (some == 4) l3__q4_dots_avx2(w + r * row_bytes, row_bytes, blocks, a, 1, 4, y + p * ys + r, ys);
-            else l3__q4_dots_avx2(w + r * row_bytes, row_bytes, blocks, a, 1, 1, y + p * ys + r, ys);
+            if (some == 4) l3__q4_dots_avx2(w + r * row_bytes, row_bytes, blocks, a, 1, 4, L3__ALONE, to + r, ys);
+            else l3__q4_dots_avx2(w + r * row_bytes, row_bytes, blocks, a, 1, 1, L3__ALONE, to + r, ys);
         }
     }
 }
@@ -2518,16 +2527,16 @@ L3__OP5 void l3__step4_avx512(const int type, const uint8_t *w, size_t row_bytes
     }
 }
 
-/* `prefetch`: 4 rows side by side. */
 L3__OP5 void l3__int8_dots_avx512(const int type, const uint8_t *w, size_t row_bytes, uint32_t blocks,
-                                  const l3__int8s *x, const size_t rows, const size_t n, const bool prefetch, float *y,
+                                  const l3__int8s *x, const size_t rows, const size_t n, const int lie, float *y,
                                   size_t ys) {
     const size_t block = type == L3_Q8_0 ? 34 : 18;
     __m512       sum[4][4];
     uint32_t     b                             = 0;
     L3__EACH(r, rows) L3__EACH(p, n) sum[r][p] = _mm512_setzero_ps();
     for (; b + 4 <= blocks; b += 4) {
-        if (prefetch) l3__prefetch(w + L3__AHEAD + (size_t)b * 4 * block, 16 * block);
+        if (lie == L3__SIDE_BY_SIDE) l3__prefetch(w + L3__AHEAD + (size_t)b * 4 * block, 16 * block);
+        if (lie == L3__SPREAD) L3__EACH(r, rows) l3__prefetch(w + r * row_bytes + L3__AHEAD / 4 + b * block, 4 * block);
         l3__step4_avx512(type, w, row_bytes, b, x, rows, n, sum);
     }
     for (; b + 2 <= blocks; b += 2) l3__step2_avx512(type, w, row_bytes, b, x, rows, n, true, sum);
@@ -2535,15 +2544,14 @@ L3__OP5 void l3__int8_dots_avx512(const int type, const uint8_t *w, size_t row_b
     L3__EACH(r, rows) L3__EACH(p, n) y[p * ys + r] = l3__sum_avx512(&sum[r][p]);
 }
 
-/* Many rows of Q8_0 for one position, so little computing that memory decides: four at a time, far from each other, are four
- * streams, which the processor's prefetcher follows better than four rows side by side. Returns how many it did. */
-L3__OP5 uint32_t l3__int8_streams_avx512(const uint8_t *w, size_t row_bytes, uint32_t rows, uint32_t cols,
-                                         const l3__int8s *x, float *y) {
+/* Many rows: four at a time, a quarter of them apart. Returns how many it did. */
+L3__OP5 uint32_t l3__int8_streams_avx512(const int type, const uint8_t *w, size_t row_bytes, uint32_t rows,
+                                         uint32_t cols, const l3__int8s *x, const size_t n, float *y, size_t ys) {
     const uint32_t quarter = rows / 4;
     for (uint32_t r = 0; r < quarter; r++) {
-        float four[4];
-        l3__int8_dots_avx512(L3_Q8_0, w + r * row_bytes, quarter * row_bytes, cols / 32, x, 4, 1, false, four, 0);
-        for (uint32_t i = 0; i < 4; i++) y[i * quarter + r] = four[i];
+        float four[4 * 4];
+        l3__int8_dots_avx512(type, w + r * row_bytes, quarter * row_bytes, cols / 32, x, 4, n, L3__SPREAD, four, 4);
+        L3__EACH(p, n) L3__EACH(i, 4) y[p * ys + i * quarter + r] = four[p * 4 + i];
     }
     return 4 * quarter;
 }
@@ -2556,14 +2564,19 @@ L3__OP5 void l3__int8_rows_avx512(const int type, const uint8_t *w, size_t row_b
         uint32_t       r  = 0;
         float         *to = y + p * ys;
         for (uint32_t i = 0; i < some; i++) a[i] = l3__int8s_at(x, p + i, cols);
-        if (n == 1 && type == L3_Q8_0 && rows > L3__TILE) r = l3__int8_streams_avx512(w, row_bytes, rows, cols, a, to);
+        if (rows > L3__TILE) {
+            if (some == 4) r = l3__int8_streams_avx512(type, w, row_bytes, rows, cols, a, 4, to, ys);
+            else r = l3__int8_streams_avx512(type, w, row_bytes, rows, cols, a, 1, to, ys);
+        }
         for (; r + 4 <= rows; r += 4) {
-            if (some == 4) l3__int8_dots_avx512(type, w + r * row_bytes, row_bytes, blocks, a, 4, 4, true, to + r, ys);
-            else l3__int8_dots_avx512(type, w + r * row_bytes, row_bytes, blocks, a, 4, 1, true, to + r, ys);
+            const uint8_t *four = w + r * row_bytes;
+            if (some == 4) l3__int8_dots_avx512(type, four, row_bytes, blocks, a, 4, 4, L3__SIDE_BY_SIDE, to + r, ys);
+            else l3__int8_dots_avx512(type, four, row_bytes, blocks, a, 4, 1, L3__SIDE_BY_SIDE, to + r, ys);
         }
         for (; r < rows; r++) {
-            if (some == 4) l3__int8_dots_avx512(type, w + r * row_bytes, row_bytes, blocks, a, 1, 4, false, to + r, ys);
-            else l3__int8_dots_avx512(type, w + r * row_bytes, row_bytes, blocks, a, 1, 1, false, to + r, ys);
+            const uint8_t *row = w + r * row_bytes;
+            if (some == 4) l3__int8_dots_avx512(type, row, row_bytes, blocks, a, 1, 4, L3__ALONE, to + r, ys);
+            else l3__int8_dots_avx512(type, row, row_bytes, blocks, a, 1, 1, L3__ALONE, to + r, ys);
         }
         p += some;
     }
@@ -5427,12 +5440,13 @@ L3_API int l3_alloc_finish(l3_alloc *x, uint32_t row_count, uint32_t max_rows, i
 
 /* y[p * ys + r] = row r times position p, for `rows` rows and `n` positions, both constants. */
 L3__PART void L3__K(int8_dots)(const int type, const uint8_t *w, size_t row_bytes, uint32_t blocks, const l3__int8s *x,
-                               const size_t rows, const size_t n, float *y, size_t ys) {
+                               const size_t rows, const size_t n, const int lie, float *y, size_t ys) {
     const size_t block = type == L3_Q8_0 ? 34 : 18;
     L3__K(v) sum[4][4];
     L3__EACH(r, rows) L3__EACH(p, n) sum[r][p] = L3__K(all)(0.0f);
     for (uint32_t b = 0; b < blocks; b++) {
-        if (rows == 4) l3__prefetch(w + L3__AHEAD + b * 4 * block, 4 * block);
+        if (lie == L3__SIDE_BY_SIDE) l3__prefetch(w + L3__AHEAD + b * 4 * block, 4 * block);
+        if (lie == L3__SPREAD) L3__EACH(r, rows) l3__prefetch(w + r * row_bytes + L3__AHEAD / 4 + b * block, block);
         L3__EACH(p, n) {
             float   scale;
             int32_t bias;
@@ -5452,7 +5466,20 @@ L3__PART void L3__K(int8_dots)(const int type, const uint8_t *w, size_t row_byte
 L3__PART void L3__K(int8_rows)(const int type, const uint8_t *w, size_t row_bytes, uint32_t rows, uint32_t cols,
                                const unsigned char *x, uint32_t n, float *y, size_t ys) {
     const uint32_t blocks = cols / 32;
-    for (uint32_t r = 0, some; r < rows; r += some) {
+    uint32_t       r      = 0;
+#if defined(L3__X86)
+    if (n == 1 && rows > L3__TILE) {
+        const uint32_t  quarter = rows / 4;
+        const l3__int8s a       = l3__int8s_at(x, 0, cols);
+        for (; r < quarter; r++) {
+            float four[4];
+            L3__K(int8_dots)(type, w + r * row_bytes, quarter * row_bytes, blocks, &a, 4, 1, L3__SPREAD, four, 0);
+            L3__EACH(i, 4) y[i * quarter + r] = four[i];
+        }
+        r *= 4;
+    }
+#endif
+    for (uint32_t some; r < rows; r += some) {
         const uint8_t *row = w + r * row_bytes;
         uint32_t       p   = 0;
         some               = rows - r >= 4 ? 4 : 1;
@@ -5460,12 +5487,14 @@ L3__PART void L3__K(int8_rows)(const int type, const uint8_t *w, size_t row_byte
             l3__int8s a[4];
             for (uint32_t i = 0; i < 4; i++) a[i] = l3__int8s_at(x, p + i, cols);
             for (uint32_t i = 0; i < some; i++)
-                L3__K(int8_dots)(type, row + i * row_bytes, row_bytes, blocks, a, 1, 4, y + p * ys + r + i, ys);
+                L3__K(int8_dots)
+                (type, row + i * row_bytes, row_bytes, blocks, a, 1, 4, L3__ALONE, y + p * ys + r + i, ys);
         }
         for (; p < n; p++) {
-            const l3__int8s a = l3__int8s_at(x, p, cols);
-            if (some == 4) L3__K(int8_dots)(type, row, row_bytes, blocks, &a, 4, 1, y + p * ys + r, ys);
-            else L3__K(int8_dots)(type, row, row_bytes, blocks, &a, 1, 1, y + p * ys + r, ys);
+            const l3__int8s a  = l3__int8s_at(x, p, cols);
+            float          *to = y + p * ys + r;
+            if (some == 4) L3__K(int8_dots)(type, row, row_bytes, blocks, &a, 4, 1, L3__SIDE_BY_SIDE, to, ys);
+            else L3__K(int8_dots)(type, row, row_bytes, blocks, &a, 1, 1, L3__ALONE, to, ys);
         }
     }
 }
@@ -5503,16 +5532,12 @@ static const l3__fast L3__K(int8_by) = {l3__pack_int8, L3__K(int8), NULL, NULL, 
 #define L3__PART        static inline __attribute__((always_inline, unused, L3__TARGET))
 #define L3__VF          L3__K(v)
 
-/* What 4 rows need L3__AHEAD bytes after element i of all of them. */
-L3__PART void L3__K(prefetch4)(const int type, const uint8_t *w, uint32_t i) {
-    switch (type) {
-    case L3_F32: l3__prefetch(w + L3__AHEAD + (size_t)i * 16, 512); break;
-    case L3_F16:
-    case L3_BF16: l3__prefetch(w + L3__AHEAD + (size_t)i * 8, 256); break;
-    case L3_Q8_0: l3__prefetch(w + L3__AHEAD + (size_t)i / 32 * 136, 136); break;
-    case L3_Q4_0: l3__prefetch(w + L3__AHEAD + (size_t)i / 32 * 72, 72); break;
-    default: break;
-    }
+/* What four rows need later than elements i ... i + 31, as they lie. */
+L3__PART void L3__K(prefetch4)(const int type, const int lie, const uint8_t *w, size_t row_bytes, uint32_t i) {
+    const size_t bytes = type == L3_F32 ? 128 : type == L3_Q8_0 ? 34 : type == L3_Q4_0 ? 18 : 64, at = i / 32 * bytes;
+    if (type == L3_Q6_K) return;
+    if (lie == L3__SIDE_BY_SIDE) l3__prefetch(w + L3__AHEAD + 4 * at, 4 * bytes);
+    if (lie == L3__SPREAD) L3__EACH(r, 4) l3__prefetch(w + r * row_bytes + L3__AHEAD / 4 + at, bytes);
 }
 
 /* Elements first ... first + 31 of a row, to vectors. */
@@ -5613,16 +5638,16 @@ L3__PART void L3__K(add_part)(const int type, const uint8_t *const *row, const f
     }
 }
 
-/* y[p * ys + r] = row r times x[p], for `rows` rows and `n` positions, both constants; `prefetch`: 4 rows side by side. */
+/* y[p * ys + r] = row r times x[p], for `rows` rows, which lie as `lie` says, and `n` positions, all constants. */
 L3__PART void L3__K(dots)(const int type, const uint8_t *w, size_t row_bytes, uint32_t cols, const float *x, size_t xs,
-                          const size_t rows, const size_t n, const bool prefetch, float *y, size_t ys) {
+                          const size_t rows, const size_t n, const int lie, float *y, size_t ys) {
     L3__VF         lane[4][4][L3__PARTS], v[2 * L3__PARTS];
     const uint8_t *row[4];
     uint32_t       i                                                      = 0;
     L3__EACH(r, rows) L3__EACH(p, n) L3__EACH(j, L3__PARTS) lane[r][p][j] = L3__K(all)(0.0f);
     L3__EACH(r, rows) row[r]                                              = w + r * row_bytes;
     for (; i + 32 <= cols; i += 32) {
-        if (prefetch) L3__K(prefetch4)(type, w, i);
+        if (lie != L3__ALONE) L3__K(prefetch4)(type, lie, w, row_bytes, i);
         L3__EACH(r, rows) {
             L3__K(weights32)(type, row[r], i, v);
             L3__EACH(p, n) {
@@ -5691,13 +5716,13 @@ L3__PART void l3__rows_of_8(const int type, const uint8_t *w, uint32_t rows, con
 #endif
 
 #if L3__W >= 8
-/* One sum, a vector at a time, is slower than memory: four rows far from each other are four streams. Returns how many it did. */
+/* Many rows: four at a time, a quarter of them apart. Returns how many it did. */
 L3__PART uint32_t L3__K(streams)(const int type, const uint8_t *w, size_t row_bytes, uint32_t rows, uint32_t cols,
                                  const float *x, float *y) {
     const uint32_t quarter = rows / 4;
     for (uint32_t r = 0; r < quarter; r++) {
         float four[4];
-        L3__K(dots)(type, w + r * row_bytes, quarter * row_bytes, cols, x, 0, 4, 1, false, four, 0);
+        L3__K(dots)(type, w + r * row_bytes, quarter * row_bytes, cols, x, 0, 4, 1, L3__SPREAD, four, 0);
         for (uint32_t i = 0; i < 4; i++) y[i * quarter + r] = four[i];
     }
     return 4 * quarter;
@@ -5715,20 +5740,18 @@ L3__PART void L3__K(matmul)(const int type, const uint8_t *w, size_t row_bytes, 
 #endif
     for (; p + 4 <= n; p += 4)
         for (uint32_t r = 0; r < rows; r++)
-            L3__K(dots)(type, w + r * row_bytes, row_bytes, cols, x + p * xs, xs, 1, 4, false, y + p * ys + r, ys);
+            L3__K(dots)(type, w + r * row_bytes, row_bytes, cols, x + p * xs, xs, 1, 4, L3__ALONE, y + p * ys + r, ys);
     for (; p < n; p++) {
-        uint32_t r     = 0;
-        bool     alone = false;
-#if defined(L3__X86) /* so little computing that one stream, which the processor's prefetcher follows best, is faster */
-        alone = cols >= 512 && (type == L3_F32 || type == L3_F16 || type == L3_BF16);
-#endif
-        for (; !alone && r + 4 <= rows; r += 4)
-            L3__K(dots)(type, w + r * row_bytes, row_bytes, cols, x + p * xs, xs, 4, 1, true, y + p * ys + r, ys);
+        const float *at = x + p * xs;
+        float       *to = y + p * ys;
+        uint32_t     r  = 0;
 #if L3__W >= 8
-        if (alone && type != L3_F32) r = L3__K(streams)(type, w, row_bytes, rows, cols, x + p * xs, y + p * ys);
+        if (rows > L3__TILE && type != L3_Q4_0) r = L3__K(streams)(type, w, row_bytes, rows, cols, at, to);
 #endif
+        for (; r + 4 <= rows; r += 4)
+            L3__K(dots)(type, w + r * row_bytes, row_bytes, cols, at, xs, 4, 1, L3__SIDE_BY_SIDE, to + r, ys);
         for (; r < rows; r++)
-            L3__K(dots)(type, w + r * row_bytes, row_bytes, cols, x + p * xs, xs, 1, 1, false, y + p * ys + r, ys);
+            L3__K(dots)(type, w + r * row_bytes, row_bytes, cols, at, xs, 1, 1, L3__ALONE, to + r, ys);
     }
 }
 
@@ -5748,7 +5771,7 @@ L3__MATMUL_OF(q6_k, L3_Q6_K)
 L3__KERNEL float L3__K(dot)(const float *a, const float *b, uint32_t n) {
     const void *row = a;
     float       y;
-    L3__K(dots)(L3_F32, (const uint8_t *)row, 0, n, b, 0, 1, 1, false, &y, 0);
+    L3__K(dots)(L3_F32, (const uint8_t *)row, 0, n, b, 0, 1, 1, L3__ALONE, &y, 0);
     return y;
 }
 
