@@ -1720,15 +1720,26 @@ L3__FIXED_ROWS(q6_k, L3_Q6_K)
 #endif
 
 /* The kernels of one level. The first ones give the same bits at every level. */
+/* n pairs (a, b) of x, each turned by its angle. */
+L3__FN void l3__rotate(float *x, const float *cosine, const float *sine, uint32_t n) {
+    for (uint32_t i = 0; i < n; i++) {
+        const float a = x[2 * i], b = x[2 * i + 1];
+        x[2 * i]     = a * cosine[i] - b * sine[i];
+        x[2 * i + 1] = a * sine[i] + b * cosine[i];
+    }
+}
+
 typedef struct l3__kernels {
     l3_level level;
     uint32_t batch; /* positions at once if nothing else is said */
     float (*dot)(const float *a, const float *b, uint32_t n);
     void (*unpack)(int type, const uint8_t *row, uint32_t n, float *dst);
+    void (*pack)(int type, const float *src, uint32_t n, void *row);
     void (*add_scaled)(float *acc, const float *row, float weight, size_t n);
     void (*scale)(float *x, float factor, size_t n);
     void (*normalize)(const float *x, const float *weight, float scale, size_t n, float *y);
     void (*swiglu)(float *gate, const float *up, size_t n);
+    void (*rotate)(float *x, const float *cosine, const float *sine, uint32_t n);
     float (*softmax_tile)(float *w, uint32_t n, float scale, float *peak);
     void (*weigh_rows)(int type, const uint8_t *rows, size_t row_bytes, const float *w, uint32_t n, float *out,
                        uint32_t cols, uint32_t heads);
@@ -1737,10 +1748,11 @@ typedef struct l3__kernels {
     const l3__fast *decode[L3__N_TYPES], *prefill[L3__N_TYPES];
 } l3__kernels;
 
-#define L3__PLAIN_KERNELS                                                                                              \
-    l3__dot, l3__unpack_row, l3__add_scaled, l3__scale, l3__normalize, l3__swiglu, l3__softmax_tile, l3__weigh_rows, { \
-        l3__matmul_f32, L3__IF_F16(l3__matmul_f16), L3__IF_BF16(l3__matmul_bf16), L3__IF_Q8_0(l3__matmul_q8_0),        \
-            L3__IF_Q4_0(l3__matmul_q4_0), L3__IF_Q6_K(l3__matmul_q6_k)                                                 \
+#define L3__PLAIN_KERNELS                                                                                       \
+    l3__dot, l3__unpack_row, l3_pack, l3__add_scaled, l3__scale, l3__normalize, l3__swiglu, l3__rotate,         \
+        l3__softmax_tile, l3__weigh_rows, {                                                                     \
+        l3__matmul_f32, L3__IF_F16(l3__matmul_f16), L3__IF_BF16(l3__matmul_bf16), L3__IF_Q8_0(l3__matmul_q8_0), \
+            L3__IF_Q4_0(l3__matmul_q4_0), L3__IF_Q6_K(l3__matmul_q6_k)                                          \
     }
 #define L3__NO_FAST \
     { NULL, NULL, NULL, NULL, NULL, NULL }
@@ -5486,9 +5498,8 @@ L3__PART void L3__K(int8_rows)(const int type, const uint8_t *w, size_t row_byte
         for (; p + 4 <= n; p += 4) {
             l3__int8s a[4];
             for (uint32_t i = 0; i < 4; i++) a[i] = l3__int8s_at(x, p + i, cols);
-            for (uint32_t i = 0; i < some; i++)
-                L3__K(int8_dots)
-                (type, row + i * row_bytes, row_bytes, blocks, a, 1, 4, L3__ALONE, y + p * ys + r + i, ys);
+            for (uint32_t i = 0; i < some; i++) L3__K(int8_dots)
+            (type, row + i * row_bytes, row_bytes, blocks, a, 1, 4, L3__ALONE, y + p * ys + r + i, ys);
         }
         for (; p < n; p++) {
             const l3__int8s a  = l3__int8s_at(x, p, cols);
@@ -5773,6 +5784,32 @@ L3__KERNEL float L3__K(dot)(const float *a, const float *b, uint32_t n) {
     float       y;
     L3__K(dots)(L3_F32, (const uint8_t *)row, 0, n, b, 0, 1, 1, L3__ALONE, &y, 0);
     return y;
+}
+
+L3__KERNEL void L3__K(rotate)(float *x, const float *cosine, const float *sine, uint32_t n) {
+    uint32_t i = 0;
+#if defined(L3__X86)
+    const __m256i twice = _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3);
+    for (; i + 4 <= n; i += 4) {
+        const __m256 c = _mm256_permutevar8x32_ps(_mm256_castps128_ps256(_mm_loadu_ps(cosine + i)), twice);
+        const __m256 s = _mm256_permutevar8x32_ps(_mm256_castps128_ps256(_mm_loadu_ps(sine + i)), twice);
+        const __m256 v = _mm256_loadu_ps(x + 2 * i), turned = _mm256_permute_ps(v, 0xb1);
+        _mm256_storeu_ps(x + 2 * i, _mm256_addsub_ps(_mm256_mul_ps(v, c), _mm256_mul_ps(turned, s)));
+    }
+#endif
+    l3__rotate(x + 2 * i, cosine + i, sine + i, n - i);
+}
+
+/* As l3_pack, but that what is no number may become another such. */
+L3__KERNEL void L3__K(pack)(int type, const float *src, uint32_t n, void *row) {
+    uint32_t i = 0;
+#if defined(L3__X86)
+    for (; type == L3_F16 && i + 8 <= n; i += 8) {
+        const __m128i halves = _mm256_cvtps_ph(_mm256_loadu_ps(src + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+        _mm_storeu_si128((__m128i *)row + i / 8, halves);
+    }
+#endif
+    if (i < n) l3_pack(type, src + i, n - i, (uint8_t *)row + l3_row_bytes(type, i));
 }
 
 L3__KERNEL void L3__K(unpack)(int type, const uint8_t *row, uint32_t n, float *dst) {
@@ -6329,11 +6366,11 @@ static const l3__fast l3__fast_amx = {l3__pack_amx, l3__amx, NULL, NULL, 16, 16,
 #undef L3__BF16_PART
 #endif
 
-#define L3__FLOAT_KERNELS                                                                                             \
-    L3__K(dot), L3__K(unpack), L3__K(add_scaled), L3__K(scale), L3__K(normalize), L3__K(swiglu), L3__K(softmax_tile), \
-        L3__K(weigh_rows), {                                                                                          \
-        L3__K(matmul_f32), L3__K(matmul_f16), L3__K(matmul_bf16), L3__K(matmul_q8_0), L3__K(matmul_q4_0),             \
-            L3__K(matmul_q6_k)                                                                                        \
+#define L3__FLOAT_KERNELS                                                                                     \
+    L3__K(dot), L3__K(unpack), L3__K(pack), L3__K(add_scaled), L3__K(scale), L3__K(normalize), L3__K(swiglu), \
+        L3__K(rotate), L3__K(softmax_tile), L3__K(weigh_rows), {                                              \
+        L3__K(matmul_f32), L3__K(matmul_f16), L3__K(matmul_bf16), L3__K(matmul_q8_0), L3__K(matmul_q4_0),     \
+            L3__K(matmul_q6_k)                                                                                \
     }
 L3__TABLES
 #if defined(L3__AMX_DECODE)

@@ -1763,12 +1763,7 @@ L3__FN int l3__rope_table(l3_session *s) {
 L3__FN void l3__rope(const l3_session *s, float *x, uint32_t n_heads, uint32_t p) {
     const uint32_t half = s->model->info.rope_dims / 2, head_dim = s->model->info.head_dim;
     const float   *sine = s->rope_sin + (size_t)p * half, *cosine = s->rope_cos + (size_t)p * half;
-    for (uint32_t h = 0; h < n_heads; h++, x += head_dim)
-        for (uint32_t i = 0; i < half; i++) {
-            const float a = x[2 * i], b = x[2 * i + 1];
-            x[2 * i]     = a * cosine[i] - b * sine[i];
-            x[2 * i + 1] = a * sine[i] + b * cosine[i];
-        }
+    for (uint32_t h = 0; h < n_heads; h++, x += head_dim) s->work.kernels->rotate(x, cosine, sine, half);
 }
 
 /* Keys and values of pass position p go to their owner's cache. */
@@ -1777,8 +1772,8 @@ L3__FN void l3__store_kv(const l3_session *s, uint32_t block, uint32_t p) {
     const l3_session *owner = s->owner[p];
     for (uint32_t h = 0; h < x->n_kv_heads; h++) {
         const size_t from = ((size_t)p * x->n_kv_heads + h) * x->head_dim, to = s->at[p] * owner->kv_row;
-        l3_pack(owner->config.kv_type, s->k + from, x->head_dim, l3__kv_rows(owner, block, h, 0) + to);
-        l3_pack(owner->config.kv_type, s->v + from, x->head_dim, l3__kv_rows(owner, block, h, 1) + to);
+        s->work.kernels->pack(owner->config.kv_type, s->k + from, x->head_dim, l3__kv_rows(owner, block, h, 0) + to);
+        s->work.kernels->pack(owner->config.kv_type, s->v + from, x->head_dim, l3__kv_rows(owner, block, h, 1) + to);
     }
 }
 

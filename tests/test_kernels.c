@@ -194,6 +194,19 @@ static void check_rows(const l3__kernels *k, test_rng *r, uint32_t cols, uint32_
     free(y);
 }
 
+static void check_turns(const l3__kernels *k, test_rng *r, uint32_t n) {
+    float *x = odd_floats(r, 2 * (size_t)n), *cosine = odd_floats(r, n), *sine = odd_floats(r, n),
+          *y = new_floats(n, 2);
+    memcpy(y, x, 2 * n * sizeof *y);
+    l3__plain_kernels.rotate(x, cosine, sine, n);
+    k->rotate(y, cosine, sine, n);
+    CHECK(same_floats(y, x, 2 * (size_t)n));
+    free(x);
+    free(y);
+    free(cosine);
+    free(sine);
+}
+
 TEST(vectors_as_in_plain_c) {
     const bool plain = test_plain_arithmetic(); /* else sums of rows are fused here and not there */
     test_rng   r     = {2};
@@ -203,6 +216,7 @@ TEST(vectors_as_in_plain_c) {
             check_vectors(k, &r, n);
             check_tile(k, &r, 1 + n % L3__TILE);
             if (plain) check_rows(k, &r, 1 + n, 1 + n % L3__TILE);
+            if (plain) check_turns(k, &r, n);
         }
     }
 }
@@ -367,6 +381,31 @@ TEST(rounding_to_bf16) {
         free(y);
     }
     if (!l3__choose_kernels(L3_LEVEL_BEST)->prefill[2]) SKIP("no level that works here has prompts of bf16");
+}
+
+/* Every half, what lies just before, at and just after the middle to the next one, and where rows end. */
+TEST(packing) {
+    enum { N = 37 };
+    float         x[N];
+    unsigned char want[2 * N], got[2 * N + 1];
+    for (int level = FIRST_LEVEL; l3_level_name(level); level++) {
+        const l3__kernels *k = l3__kernels_of(level);
+        for (uint32_t at = 0; k && at < 4 * 65536; at += N) {
+            for (uint32_t i = 0; i < N; i++) {
+                const uint32_t half = (at + i) / 4 & 0xffff, bits = l3__as_bits(l3__from_f16(half));
+                const uint32_t step = (at + i) % 4; /* subnormal halves have their middle elsewhere */
+                const float    next = l3__from_f16((half + 1) & 0xffff);
+                const float    mid  = half & 0x7c00 ? l3__as_float(bits + 0x1000) : (l3__as_float(bits) + next) / 2;
+                x[i]                = step ? l3__as_float(l3__as_bits(mid) + step - 2) : l3__as_float(bits);
+            }
+            l3_pack(L3_F16, x, N, want);
+            k->pack(L3_F16, x, N, got + 1);
+            for (uint32_t i = 0; i < N; i++) {
+                const uint32_t a = l3__le16(want + 2 * i), b = l3__le16(got + 1 + 2 * i);
+                CHECK(a == b || ((a & 0x7fff) > 0x7c00 && (b & 0x7fff) > 0x7c00));
+            }
+        }
+    }
 }
 
 /* Long rows go through more than one panel. */
@@ -561,6 +600,7 @@ int main(void) {
     RUN(products_with_packed_activations);
     RUN(activations_that_are_no_numbers);
     RUN(rounding_to_bf16);
+    RUN(packing);
     RUN(long_rows);
     RUN(fast_sessions);
     RUN(levels);
