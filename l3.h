@@ -1719,7 +1719,6 @@ L3__FIXED_ROWS(q6_k, L3_Q6_K)
     { NULL, NULL, NULL, L3__IF_Q8_0(&l3__fixed_q8_0), L3__IF_Q4_0(&l3__fixed_q4_0), L3__IF_Q6_K(&l3__fixed_q6_k) }
 #endif
 
-/* The kernels of one level. The first ones give the same bits at every level. */
 /* n pairs (a, b) of x, each turned by its angle. */
 L3__FN void l3__rotate(float *x, const float *cosine, const float *sine, uint32_t n) {
     for (uint32_t i = 0; i < n; i++) {
@@ -1729,6 +1728,7 @@ L3__FN void l3__rotate(float *x, const float *cosine, const float *sine, uint32_
     }
 }
 
+/* The kernels of one level. The first ones give the same bits at every level. */
 typedef struct l3__kernels {
     l3_level level;
     uint32_t batch; /* positions at once if nothing else is said */
@@ -5498,8 +5498,10 @@ L3__PART void L3__K(int8_rows)(const int type, const uint8_t *w, size_t row_byte
         for (; p + 4 <= n; p += 4) {
             l3__int8s a[4];
             for (uint32_t i = 0; i < 4; i++) a[i] = l3__int8s_at(x, p + i, cols);
-            for (uint32_t i = 0; i < some; i++) L3__K(int8_dots)
-            (type, row + i * row_bytes, row_bytes, blocks, a, 1, 4, L3__ALONE, y + p * ys + r + i, ys);
+            for (uint32_t i = 0; i < some; i++) {
+                const uint8_t *one = row + i * row_bytes;
+                L3__K(int8_dots)(type, one, row_bytes, blocks, a, 1, 4, L3__ALONE, y + p * ys + r + i, ys);
+            }
         }
         for (; p < n; p++) {
             const l3__int8s a  = l3__int8s_at(x, p, cols);
