@@ -2577,8 +2577,8 @@ L3__OP5 void l3__int8_rows_avx512(const int type, const uint8_t *w, size_t row_b
         float         *to = y + p * ys;
         for (uint32_t i = 0; i < some; i++) a[i] = l3__int8s_at(x, p + i, cols);
         if (rows > L3__TILE) {
-            if (some == 4) r = l3__int8_streams_avx512(type, w, row_bytes, rows, cols, a, 4, to, ys);
-            else r = l3__int8_streams_avx512(type, w, row_bytes, rows, cols, a, 1, to, ys);
+            if (some == 1) r = l3__int8_streams_avx512(type, w, row_bytes, rows, cols, a, 1, to, ys);
+            else if (type == L3_Q8_0) r = l3__int8_streams_avx512(type, w, row_bytes, rows, cols, a, 4, to, ys);
         }
         for (; r + 4 <= rows; r += 4) {
             const uint8_t *four = w + r * row_bytes;
@@ -5759,7 +5759,8 @@ L3__PART void L3__K(matmul)(const int type, const uint8_t *w, size_t row_bytes, 
         float       *to = y + p * ys;
         uint32_t     r  = 0;
 #if L3__W >= 8
-        if (rows > L3__TILE && type != L3_Q4_0) r = L3__K(streams)(type, w, row_bytes, rows, cols, at, to);
+        if (rows > L3__TILE && (type == L3_F32 || type == L3_F16 || type == L3_BF16)) /* else computing decides */
+            r = L3__K(streams)(type, w, row_bytes, rows, cols, at, to);
 #endif
         for (; r + 4 <= rows; r += 4)
             L3__K(dots)(type, w + r * row_bytes, row_bytes, cols, at, xs, 4, 1, L3__SIDE_BY_SIDE, to + r, ys);
