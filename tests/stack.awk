@@ -23,10 +23,11 @@ BEGIN {
     reach["pack"] = "^l3__pack(_row)?" types
     reach["rows"] = "^l3__fixed_rows" types
     reach["->pack"] = "^l3__fixed_pack$"
+    reach["s->work.kernels->pack"] = "^l3_pack$"
     reach["panel"] = reach["times"] = none # of vector levels, which do without
     reach["->unpack"] = "^l3__unpack_row$"
     reach["matmul"] = reach["scores"] = "^l3__matmul" types
-    split("dot add_scaled scale normalize swiglu softmax_tile weigh_rows", kernel, " ")
+    split("dot add_scaled scale normalize swiglu rotate softmax_tile weigh_rows", kernel, " ")
     for (i in kernel) reach[kernel[i]] = "^l3__" kernel[i] "$"
 }
 
