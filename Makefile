@@ -44,7 +44,7 @@ native:
 	@$(MAKE) --no-print-directory B=build/native CFLAGS="-O2 -march=native -Wall -Wextra" all
 
 ## the tests under the address and undefined-behaviour sanitizers, with kernels where those are tested (they take minutes to compile)
-SANITIZE = CFLAGS="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all -Wall -Wextra"
+SANITIZE = CFLAGS="-O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all -Wall -Wextra"
 KERNELS  = $(B)/tests/test_kernels $(B)/tests/test_kernels_amx $(B)/tests/test_plumbing
 sanitize:
 	@$(MAKE) --no-print-directory B=build/sanitize $(SANITIZE) PLAIN=-DL3_NO_SIMD= test \

@@ -34,7 +34,7 @@
  *          in _init takes them; the size is exact. No globals. No recursion.
  * ERRORS   Every call that can fail returns L3_OK (0) or a negative l3_status and, where err is not NULL, fills *err.
  * THREADS  Objects that calls take as const may be used by any number of threads at once; l3_work by one at a time.
- * STACK    A few kilobytes; in L3_FAST above plain C up to 44 KB, at L3_LEVEL_AMX 76 KB, in every thread that takes part (panels
+ * STACK    A few kilobytes; in L3_FAST above plain C up to 44 KB, at L3_LEVEL_AMX 88 KB, in every thread that takes part (panels
  *          of weights), but not at the levels L3_LEVEL_DSP, HELIUM and RVV.
  * NUMBERS  For one build, mode and level, results are the same bits however the bytes arrive (mapped, read, any window,
  *          alignment, cache, threads, batch). In L3_EXACT they are the same at every level. Built without fast-math and
@@ -1807,6 +1807,7 @@ L3__OP __m128i l3__bytes8(const void *p) { return _mm_loadl_epi64((const __m128i
 L3__OP __m128i l3__bytes16(const void *p) { return _mm_loadu_si128((const __m128i *)p); }
 L3__OP __m256i l3__bytes32(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
 L3__OP float   l3__half_avx2(const uint8_t *p) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(l3__le16(p)))); }
+L3__OP __m256  l3__all_half_avx2(const uint8_t *p) { return _mm256_cvtph_ps(_mm_set1_epi16((short)l3__le16(p))); }
 
 /* The first n of 8; zeros behind. */
 L3__OP __m256 l3__load_part_avx2(const float *p, uint32_t n) {
@@ -1902,6 +1903,7 @@ L3__OP __m512 l3__part_bf16_avx512(const uint8_t *p, uint32_t n) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(l3__part16_avx512(p, n)), 16));
 }
 L3__OP float  l3__half_avx512(const uint8_t *p) { return l3__half_avx2(p); }
+L3__OP __m512 l3__all_half_avx512(const uint8_t *p) { return _mm512_cvtph_ps(_mm256_set1_epi16((short)l3__le16(p))); }
 L3__OP __m512 l3__from_f16_avx512(const uint8_t *p) { return _mm512_cvtph_ps(l3__bytes32(p)); }
 L3__OP __m512 l3__from_bf16_avx512(const uint8_t *p) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(l3__bytes32(p)), 16));
@@ -2021,6 +2023,7 @@ L3__OP float32x4_t l3__from_f16_neon(const uint8_t *p) {
     return vld1q_f32(v);
 }
 #endif
+L3__OP float32x4_t l3__all_half_neon(const uint8_t *p) { return vdupq_n_f32(l3__half_neon(p)); }
 L3__OP float32x4_t l3__from_bf16_neon(const uint8_t *p) {
     return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(p)), 16));
 }
@@ -5566,13 +5569,13 @@ L3__PART void L3__K(weights32)(const int type, const uint8_t *row, uint32_t firs
     case L3_BF16: L3__EACH(j, 2 * L3__PARTS) w[j] = L3__K(from_bf16)(row + ((size_t)first + j * L3__W) * 2); break;
     case L3_Q8_0: {
         q                               = row + (size_t)(first / 32) * 34;
-        const L3__VF scale              = L3__K(all)(L3__K(half)(q));
+        const L3__VF scale              = L3__K(all_half)(q);
         L3__EACH(j, 2 * L3__PARTS) w[j] = L3__K(times)(scale, L3__K(from_i8)(q + 2 + j * L3__W));
         break;
     }
     case L3_Q4_0: {
         q                  = row + (size_t)(first / 32) * 18;
-        const L3__VF scale = L3__K(all)(L3__K(half)(q));
+        const L3__VF scale = L3__K(all_half)(q);
 #if L3__W == 16
         l3__from_q4_avx512(q + 2, L3__K(times)(scale, l3__nibbles_avx512()), w);
 #else
@@ -5606,7 +5609,7 @@ L3__PART void L3__K(weighted32)(const int type, const uint8_t *row, uint32_t fir
 #if L3__W == 16
     if (type == L3_Q4_0) {
         const uint8_t *q     = row + (size_t)(first / 32) * 18;
-        const L3__VF   scale = L3__K(all)(L3__K(half)(q));
+        const L3__VF   scale = L3__K(all_half)(q);
         l3__from_q4_avx512(q + 2, L3__K(times)(weight, L3__K(times)(scale, l3__nibbles_avx512())), w);
         return;
     }
@@ -6206,6 +6209,7 @@ static const l3__amx_config l3__amx_tiles = {
 
 #define L3__AMX_BYTES 1024u /* of a tile */
 #define L3__AMX_DEEP  32u /* blocks of 32 elements of 32 rows of weights at a time: 64 KB, which stay in the L2 cache */
+#define L3__AMX_MOST  128u /* positions whose sums with 32 rows are kept meanwhile: 16 KB */
 
 /* 16 positions after another 16, each block of 32 elements a tile as panel_bf16 makes it: word k of a position in its row k. */
 L3__BF16_KERNEL void l3__pack_amx(int type, const float *x, size_t xs, uint32_t n, uint32_t cols, unsigned char *dst) {
@@ -6219,21 +6223,27 @@ L3__BF16_KERNEL void l3__pack_amx(int type, const float *x, size_t xs, uint32_t 
     }
 }
 
+/* 32 weights from element k on, as a row of a tile. */
+L3__BF16_PART void l3__amx_block(const int type, const uint8_t *row, uint32_t k, unsigned char *to) {
+    L3__VF v[2 * L3__PARTS];
+    void  *words = to;
+    L3__K(weights32)(type, row, k, v);
+    L3__EACH(j, L3__PARTS) L3__K(store)((float *)words + j * L3__W, L3__K(pairs)(v[2 * j], v[2 * j + 1]));
+}
+
 /* Blocks first ... end - 1 of a row of weights, each as a row of a tile of its own. */
 L3__BF16_PART void l3__amx_row(const int type, const uint8_t *row, uint32_t first, uint32_t end, uint32_t cols,
                                unsigned char *to) {
-    for (uint32_t k = first * 32; k < end * 32; k += 32, to += L3__AMX_BYTES) {
-        L3__VF v[2 * L3__PARTS];
-        if (cols - k < 32) {
-            float       last[32] = {0};
-            const void *bytes    = last;
-            l3__unpacker(type)(row, k, cols - k, last);
-            L3__K(weights32)(L3_F32, (const uint8_t *)bytes, 0, v);
-        } else {
-            L3__K(weights32)(type, row, k, v);
-        }
-        void *words = to;
-        L3__EACH(j, L3__PARTS) L3__K(store)((float *)words + j * L3__W, L3__K(pairs)(v[2 * j], v[2 * j + 1]));
+    const size_t bytes = type == L3_Q6_K ? 0 : type == L3_Q8_0 ? 34 : type == L3_Q4_0 ? 18 : 64; /* Q6_K's are of 256 */
+    const uint32_t whole = cols / 32 < end ? cols / 32 : end;
+    const uint8_t *at    = row + first * bytes;
+    for (; first < whole; first++, at += bytes, to += L3__AMX_BYTES)
+        l3__amx_block(type, at, bytes ? 0 : first * 32, to);
+    if (first < end) {
+        float       last[32] = {0};
+        const void *values   = last;
+        l3__unpacker(type)(row, first * 32, cols - first * 32, last);
+        l3__amx_block(L3_F32, (const uint8_t *)values, 0, to);
     }
 }
 
@@ -6254,11 +6264,12 @@ typedef struct l3__amx_product {
     const unsigned char *panel, *x;          /* of the first 16 rows, the first 16 positions */
     size_t               next_panel, next_x; /* to the other 16, in bytes */
     uint32_t             blocks;
-    float               *sums;  /* (4, 16 rows, 16 positions) */
+    float               *sums;        /* (4, 16 rows, 16 positions) */
+    bool                 first, last; /* sums begin at 0; they are complete then */
+    const float         *y;           /* where they will go, with stride ys in floats */
+    size_t               ys;
     const uint8_t       *ahead; /* weights that are wanted later: so many cache lines for each block */
     size_t               lines;
-    const float         *y; /* where the sums will go, with stride ys in floats */
-    size_t               ys;
 } l3__amx_product;
 
 /* 16 or, if `wide`, 32 rows; 16 or, if `tall`, 32 positions. Tiles 0 ... 3 are the sums, 4 and 5 positions, 6 and 7 weights.
@@ -6270,10 +6281,17 @@ L3__AMX_PART void l3__times_amx_of(const bool tall, const bool wide, const l3__a
     const uint8_t       *ahead = m->ahead;
     const float         *y     = m->y;
     __asm__ volatile("" : : "r"(panel), "r"(x) : "memory"); /* gcc's intrinsics do not say that they read */
-    L3__AMX_ZERO(0);
-    if (wide) L3__AMX_ZERO(1);
-    if (tall) L3__AMX_ZERO(2);
-    if (tall && wide) L3__AMX_ZERO(3);
+    if (m->first) {
+        L3__AMX_ZERO(0);
+        if (wide) L3__AMX_ZERO(1);
+        if (tall) L3__AMX_ZERO(2);
+        if (tall && wide) L3__AMX_ZERO(3);
+    } else {
+        L3__AMX_LOAD(0, m->sums, 64);
+        if (wide) L3__AMX_LOAD(1, m->sums + 256, 64);
+        if (tall) L3__AMX_LOAD(2, m->sums + 512, 64);
+        if (tall && wide) L3__AMX_LOAD(3, m->sums + 768, 64);
+    }
     for (uint32_t b = 0; b < m->blocks;
          b++, panel += L3__AMX_BYTES, x += L3__AMX_BYTES, ahead += m->lines * 64, y += m->ys) {
         L3__AMX_LOAD(6, panel, 64);
@@ -6281,7 +6299,7 @@ L3__AMX_PART void l3__times_amx_of(const bool tall, const bool wide, const l3__a
         if (wide) L3__AMX_LOAD(7, panel + m->next_panel, 64);
         if (tall) L3__AMX_LOAD(5, x + m->next_x, 64);
         for (size_t i = 0; i < m->lines; i++) __builtin_prefetch(ahead + 64 * i, 0, 2);
-        __builtin_prefetch(y, 1), __builtin_prefetch(y + 16, 1); /* at most 32 blocks: those of 32 positions */
+        if (m->last) __builtin_prefetch(y, 1), __builtin_prefetch(y + 16, 1); /* 32 blocks: those of 32 positions */
         L3__AMX_DOT(0, 6, 4);
         if (tall) L3__AMX_DOT(2, 6, 5);
         if (wide) L3__AMX_DOT(1, 7, 4);
@@ -6301,8 +6319,8 @@ L3__AMX_KERNEL void l3__times_amx(bool tall, bool wide, const l3__amx_product *m
     else l3__times_amx_of(false, false, m);
 }
 
-/* y (n, rows) = or, unless `first`, += the sums (16 rows, 16 positions), n and rows being 16 at most. */
-L3__BF16_PART void l3__amx_out(const float *sums, bool first, float *y, size_t ys, uint32_t rows, uint32_t n) {
+/* y (n, rows) = the sums (16 rows, 16 positions), n and rows being 16 at most. */
+L3__BF16_PART void l3__amx_out(const float *sums, float *y, size_t ys, uint32_t rows, uint32_t n) {
     for (uint32_t g = 0; g < rows; g += L3__W) {
         const uint32_t left = rows - g < L3__W ? rows - g : L3__W;
         for (uint32_t p = 0; p < n; p += L3__W) {
@@ -6312,11 +6330,19 @@ L3__BF16_PART void l3__amx_out(const float *sums, bool first, float *y, size_t y
             L3__EACH(c, L3__W) {
                 float *to = y + (p + c) * ys + g, last[L3__W];
                 if (p + c >= n) continue;
-                if (!first) v[c] = L3__K(plus)(v[c], L3__K(load_part)(to, left));
                 L3__K(store)(left < L3__W ? last : to, v[c]);
                 if (left < L3__W) memcpy(to, last, left * sizeof *to);
             }
         }
+    }
+}
+
+/* The same for up to 32 rows and 32 positions. */
+L3__AMX_KERNEL void l3__amx_out4(const float *sums, float *y, size_t ys, uint32_t rows, uint32_t n) {
+    for (uint32_t i = 0; i < 4; i++) {
+        const uint32_t p = i / 2 * 16, r = i % 2 * 16;
+        if (p < n && r < rows)
+            l3__amx_out(sums + i * 256, y + p * ys + r, ys, rows - r < 16 ? rows - r : 16, n - p < 16 ? n - p : 16);
     }
 }
 
@@ -6326,34 +6352,32 @@ L3__BF16_PART void l3__amx_out(const float *sums, bool first, float *y, size_t y
 L3__AMX_KERNEL void l3__amx(int type, const uint8_t *w, size_t row_bytes, uint32_t rows, uint32_t cols,
                             const unsigned char *x, uint32_t n, float *y, size_t ys) {
     L3__ALIGN64 unsigned char panel[2 * L3__AMX_DEEP * L3__AMX_BYTES];
-    L3__ALIGN64 float         sums[4 * 256];
+    L3__ALIGN64 float         sums[L3__AMX_MOST * 32];
     const uint32_t            blocks = (cols + 31) / 32, times = (blocks + L3__AMX_DEEP - 1) / L3__AMX_DEEP;
     const uint32_t            most = (blocks + times - 1) / times;
     const size_t    steps = (size_t)blocks * ((n + 31) / 32); /* the next 32 rows come into the L2 cache meanwhile */
-    l3__amx_product m     = {panel, x, 0, (size_t)blocks * L3__AMX_BYTES, 0, sums, w, 0, y, ys};
+    l3__amx_product m     = {panel, x, 0, (size_t)blocks * L3__AMX_BYTES, 0, sums, true, true, y, ys, w, 0};
     m.lines               = (32 * row_bytes / 64 + steps - 1) / steps;
     L3__AMX_CONFIGURE(&l3__amx_tiles);
-    for (uint32_t r0 = 0; r0 < rows; r0 += 32) {
-        const uint32_t wide = rows - r0 > 16 ? 2 : 1;
-        m.ahead             = w + (r0 + 32) * row_bytes;
-        for (uint32_t b = 0; b < blocks; b += most) {
-            m.blocks     = blocks - b < most ? blocks - b : most;
-            m.next_panel = (size_t)m.blocks * L3__AMX_BYTES;
-            for (uint32_t j = 0; j < wide; j++) {
-                const uint8_t *row[16];
-                l3__panel_rows(row, w + (r0 + 16 * j) * row_bytes, row_bytes, rows - r0 - 16 * j);
-                l3__amx_panel(type, row, b, b + m.blocks, cols, panel + j * m.next_panel);
-            }
-            for (uint32_t p = 0; p < n; p += 32, m.ahead += m.lines * m.blocks * 64) {
-                const uint32_t tall = n - p > 16 ? 2 : 1;
-                m.x                 = x + (size_t)p * blocks * 64 + b * L3__AMX_BYTES;
-                m.y                 = y + p * ys + r0;
-                l3__times_amx(tall > 1, wide > 1, &m);
-                for (uint32_t i = 0; i < 4; i++) {
-                    const uint32_t pi = p + i / 2 * 16, ri = r0 + i % 2 * 16;
-                    if (i / 2 < tall && i % 2 < wide)
-                        l3__amx_out(sums + i * 256, b == 0, y + pi * ys + ri, ys, rows - ri < 16 ? rows - ri : 16,
-                                    n - pi < 16 ? n - pi : 16);
+    for (uint32_t r = 0; r < rows; r += 32) {
+        m.ahead = w + (r + 32) * row_bytes;
+        for (uint32_t p0 = 0; p0 < n; p0 += L3__AMX_MOST) {
+            const uint32_t end = n - p0 < L3__AMX_MOST ? n : p0 + L3__AMX_MOST;
+            for (uint32_t b = 0; b < blocks; b += most) {
+                m.blocks     = blocks - b < most ? blocks - b : most;
+                m.next_panel = (size_t)m.blocks * L3__AMX_BYTES;
+                m.first = b == 0, m.last = b + m.blocks == blocks;
+                for (uint32_t j = 0; j < 32 && r + j < rows; j += 16) {
+                    const uint8_t *row[16];
+                    l3__panel_rows(row, w + (r + j) * row_bytes, row_bytes, rows - r - j);
+                    l3__amx_panel(type, row, b, b + m.blocks, cols, panel + j / 16 * m.next_panel);
+                }
+                for (uint32_t p = p0; p < end; p += 32, m.ahead += m.lines * m.blocks * 64) {
+                    m.sums = sums + (p - p0) * 32;
+                    m.x    = x + (size_t)p * blocks * 64 + b * L3__AMX_BYTES;
+                    m.y    = y + p * ys + r;
+                    l3__times_amx(n - p > 16, rows - r > 16, &m);
+                    if (m.last) l3__amx_out4(m.sums, y + p * ys + r, ys, rows - r, n - p);
                 }
             }
         }

@@ -334,6 +334,23 @@ TEST(products_with_packed_activations) {
     if (!some_fast()) SKIP("no level that works here rounds activations");
 }
 
+/* More positions than a kernel keeps sums of, more columns than it unpacks at once, a few rows and elements over. */
+TEST(products_that_pass_in_parts) {
+    test_rng r = {12};
+    for (int level = FIRST_LEVEL; l3_level_name(level); level++) {
+        const l3__kernels *k = l3__kernels_of(level);
+        for (int i = 0; k && i < 6; i++) {
+            const l3__fast *f = k->prefill[l3__type_index(types[i])];
+            if (!f) continue;
+            product p =
+                product_new(&r, types[i], test_quick() ? 17 : 35, l3_type_block(types[i]) == 1 ? 1100 : 1280, 139);
+            if (!check_fast(&p, f)) fprintf(stderr, "    %s, %s\n", l3_level_name(level), l3_type_name(types[i]));
+            product_free(&p);
+        }
+    }
+    if (!some_fast()) SKIP("no level that works here rounds activations");
+}
+
 /* An activation that is no number leaves no number in its position's outputs, and the other positions alone. */
 TEST(activations_that_are_no_numbers) {
     test_rng r = {7};
@@ -598,6 +615,7 @@ int main(void) {
     RUN(vectors_as_in_plain_c);
     RUN(exponentials);
     RUN(products_with_packed_activations);
+    RUN(products_that_pass_in_parts);
     RUN(activations_that_are_no_numbers);
     RUN(rounding_to_bf16);
     RUN(packing);
