@@ -4252,6 +4252,45 @@ L3__FN void l3__matmul_run(const l3_work *w, l3__matmul_job *j) {
     j->n_parts = 0;
 }
 
+/* What is done to each position of a pass alone. */
+typedef struct l3__positions {
+    void (*one)(const void *arg, uint32_t p);
+    const void *arg;
+    uint32_t    n, each; /* positions; of a piece */
+} l3__positions;
+
+L3__FN void l3__positions_piece(void *arg, uint32_t i) {
+    const l3__positions *j     = (const l3__positions *)arg;
+    const uint32_t       first = i * j->each, end = j->n - first < j->each ? j->n : first + j->each;
+    for (uint32_t p = first; p < end; p++) j->one(j->arg, p);
+}
+
+/* Calls `one`, which costs so many multiply-adds, for positions 0 ... n - 1, on all threads. */
+L3__FN void l3__each_position(const l3_work *w, uint32_t n, uint64_t products, void (*one)(const void *arg, uint32_t p),
+                              const void *arg) {
+    const uint32_t pieces = l3__pieces(w, n * products, n);
+    l3__positions  j      = {one, arg, n, (n + pieces - 1) / pieces};
+    l3__run(&w->config.jobs, (n + j.each - 1) / j.each, l3__positions_piece, &j);
+}
+
+/* RMSNorm of each position, after its mean was taken away if `centered`, which makes it layer norm: y = norm(x) * weight. */
+typedef struct l3__norms {
+    const l3__kernels *kernels;
+    const float       *x, *weight; /* (n, dim) with stride; (dim,) or NULL: ones */
+    float             *y;          /* as x, and may be x */
+    size_t             stride;
+    uint32_t           dim;
+    float              epsilon;
+    bool               centered;
+} l3__norms;
+
+L3__FN void l3__norm_one(const void *arg, uint32_t p) {
+    const l3__norms *j = (const l3__norms *)arg;
+    float           *y = j->y + p * j->stride;
+    if (j->centered) l3__center(y, j->dim);
+    l3__rms_norm(j->kernels, j->x + p * j->stride, j->weight, j->dim, j->epsilon, y);
+}
+
 /* How weights of a type are multiplied in this pass, or NULL: as they are. */
 L3__FN const l3__fast *l3__fast_for(const l3_work *w, int type) {
     if (!L3__HAS_FAST || w->config.mode != L3_FAST) return NULL;
@@ -4819,10 +4858,10 @@ L3__FN int l3__make_queries(l3_work *w, const l3_lookup *l, const float *x, l3_e
     const size_t d      = l->key_length;
     const int    code   = l->query_norm ? l3__load_weight(w, &l->query_norm_weight, &weight, err) : L3_OK;
     if (code != L3_OK) return code;
+    const l3__norms j = {w->kernels, x, weight, w->query, d, l->key_length, l->norm_epsilon, false};
+    if (l->query_norm) l3__each_position(w, w->n, 2 * d, l3__norm_one, &j);
+    else memcpy(w->query, x, w->n * d * sizeof(float));
     for (uint32_t p = 0; p < w->n; p++) {
-        if (l->query_norm)
-            l3__rms_norm(w->kernels, x + p * d, weight, l->key_length, l->norm_epsilon, w->query + p * d);
-        else memcpy(w->query + p * d, x + p * d, d * sizeof(float));
         w->peak[p]  = l3__as_float(0xff800000u); /* -infinity */
         w->total[p] = 0;
     }
@@ -4851,16 +4890,12 @@ L3__FN int l3__make_up(l3_work *w, const l3_lookup *l, l3_error *err) {
 
 /* It becomes u = norm(up sum) ... */
 L3__FN int l3__norm_up(l3_work *w, const l3_lookup *l, l3_error *err) {
-    const size_t stride = (size_t)l->up_length + l->key_length;
-    const float *weight;
-    const int    code = l3__load_weight(w, &l->up_norm_weight, &weight, err);
-    if (code != L3_OK) return code;
-    for (uint32_t p = 0; p < w->n; p++) {
-        float *u = w->mix + p * stride;
-        if (l->layer_norm) l3__center(u, l->up_length); /* the rest of layer norm is RMSNorm */
-        l3__rms_norm(w->kernels, u, weight, l->up_length, l->norm_epsilon, u);
-    }
-    return L3_OK;
+    const size_t    stride = (size_t)l->up_length + l->key_length;
+    const float    *weight;
+    const int       code = l3__load_weight(w, &l->up_norm_weight, &weight, err);
+    const l3__norms j    = {w->kernels, w->mix, weight, w->mix, stride, l->up_length, l->norm_epsilon, l->layer_norm};
+    if (code == L3_OK) l3__each_position(w, w->n, 2 * l->up_length, l3__norm_one, &j);
+    return code;
 }
 
 /* ... plus its bias; and the second part is x. */
@@ -4880,7 +4915,8 @@ L3__FN int l3__mix(l3_work *w, const l3_lookup *l, float *x, l3_error *err) {
     const size_t d = l->key_length, stride = l->up_length + d;
     const int    code = l3__matmul(w, &l->mix, w->mix, stride, w->n, w->out, d, err);
     if (code != L3_OK) return code;
-    for (size_t i = 0; i < w->n * d; i++) x[i] = l->residual ? x[i] + w->out[i] : w->out[i];
+    if (l->residual) w->kernels->add_scaled(x, w->out, 1.0f, w->n * d);
+    else memcpy(x, w->out, w->n * d * sizeof(float));
     return L3_OK;
 }
 

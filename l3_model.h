@@ -1968,11 +1968,11 @@ L3__FN int l3__attend_some(l3_session *s) {
 
 /* out (n, dim) = rms(x) * weight. */
 L3__FN int l3__norm_all(l3_session *s, const l3_tensor *weight, const float *x, uint32_t n, float *out, l3_error *err) {
-    const uint32_t dim = s->model->info.dim;
-    const float   *w;
-    const int      code = l3__load_weight(&s->work, weight, &w, err);
-    for (uint32_t p = 0; code == L3_OK && p < n; p++)
-        l3__rms_norm(s->work.kernels, x + (size_t)p * dim, w, dim, s->model->info.rms_epsilon, out + (size_t)p * dim);
+    const uint32_t  dim = s->model->info.dim;
+    const float    *w;
+    const int       code = l3__load_weight(&s->work, weight, &w, err);
+    const l3__norms j    = {s->work.kernels, x, w, out, dim, dim, s->model->info.rms_epsilon, false};
+    if (code == L3_OK) l3__each_position(&s->work, n, 2 * dim, l3__norm_one, &j);
     return code;
 }
 
@@ -1993,20 +1993,37 @@ L3__FN int l3__qkv(l3_session *s, l3_error *err) {
 }
 
 /* Queries and keys of one position are rotated, keys and values stored. */
-L3__FN int l3__rope_and_store(l3_session *s) {
-    const l3_info *x = &s->model->info;
-    const uint32_t p = (uint32_t)s->unit++;
+L3__FN void l3__rope_and_store(const void *arg, uint32_t p) {
+    const l3_session *s = (const l3_session *)arg;
+    const l3_info    *x = &s->model->info;
     l3__rope(s, s->q + (size_t)p * x->n_heads * x->head_dim, x->n_heads, p);
     l3__rope(s, s->k + (size_t)p * x->n_kv_heads * x->head_dim, x->n_kv_heads, p);
     l3__store_kv(s, s->block, p);
+}
+
+/* Of all positions, or of the next one. */
+L3__FN int l3__rope_some(l3_session *s) {
+    const l3_info *x = &s->model->info;
+    if (!l3__in_pieces(&s->work)) {
+        l3__each_position(&s->work, s->n, 2 * (uint64_t)(x->n_heads + x->n_kv_heads) * x->head_dim, l3__rope_and_store,
+                          s);
+        return L3_OK;
+    }
+    l3__rope_and_store(s, (uint32_t)s->unit++);
     return s->unit < s->n ? L3__MORE : L3_OK;
+}
+
+L3__FN void l3__residual_one(const void *arg, uint32_t p) {
+    const l3_session *s  = (const l3_session *)arg;
+    const size_t      at = (size_t)p * s->model->info.dim;
+    s->work.kernels->add_scaled(s->x + at, s->out + at, 1.0f, s->model->info.dim);
 }
 
 /* x += matrix times y (n, cols). */
 L3__FN int l3__add_product(l3_session *s, const l3_tensor *matrix, const float *y, l3_error *err) {
     const uint32_t d    = s->model->info.dim;
     const int      code = l3__matmul(&s->work, matrix, y, matrix->cols, s->n, s->out, d, err);
-    if (code == L3_OK) s->work.kernels->add_scaled(s->x, s->out, 1.0f, (size_t)s->n * d);
+    if (code == L3_OK) l3__each_position(&s->work, s->n, d, l3__residual_one, s);
     return code;
 }
 
@@ -2017,9 +2034,19 @@ L3__FN int l3__gate_up(l3_session *s, l3_error *err) {
     return l3__matmuls(&s->work, products, 2, s->normed, s->model->info.dim, s->n, err);
 }
 
-/* gate = silu(gate) * up: SwiGLU (Shazeer 2020). */
+L3__FN void l3__swiglu_one(const void *arg, uint32_t p) {
+    const l3_session *s  = (const l3_session *)arg;
+    const size_t      at = (size_t)p * s->model->info.ffn_dim;
+    s->work.kernels->swiglu(s->gate + at, s->up + at, s->model->info.ffn_dim);
+}
+
+/* gate = silu(gate) * up: SwiGLU (Shazeer 2020). Of all positions, or of as many elements as make a piece. */
 L3__FN int l3__swiglu_some(l3_session *s) {
     const size_t all = (size_t)s->n * s->model->info.ffn_dim, left = all - s->unit;
+    if (!l3__in_pieces(&s->work)) {
+        l3__each_position(&s->work, s->n, (uint64_t)s->model->info.ffn_dim * L3__EXP_COST, l3__swiglu_one, s);
+        return L3_OK;
+    }
     const size_t n = l3__allowed(&s->work, left < UINT32_MAX ? (uint32_t)left : UINT32_MAX, L3__EXP_COST);
     s->work.kernels->swiglu(s->gate + s->unit, s->up + s->unit, n);
     s->unit += n;
@@ -2104,7 +2131,7 @@ L3__FN int l3__block_stage(l3_session *s, l3_error *err) {
         code = l3__check_progress(&s->work, err);
         return code == L3_OK ? l3__norm_all(s, &w->attn_norm, s->x, s->n, s->normed, err) : code;
     case L3__PASS_QKV: return l3__qkv(s, err);
-    case L3__PASS_ROPE: return l3__rope_and_store(s);
+    case L3__PASS_ROPE: return l3__rope_some(s);
     case L3__PASS_ATTEND: return l3__attend_some(s);
     case L3__PASS_ATTN_OUTPUT: return l3__add_product(s, &w->attn_output, s->attended, err);
     case L3__PASS_FFN_NORM: return l3__norm_all(s, &w->ffn_norm, s->x, s->n, s->normed, err);

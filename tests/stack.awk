@@ -11,7 +11,8 @@ BEGIN {
     # By the whole expression that is called, or by its last name.
     reach["map"] = reach["read"] = reach["start"] = reach["wait"] = reach["hint"] = none # the caller's source,
     reach["write"] = reach["w->config.progress"] = none                                  # and other callbacks
-    reach["l3.h piece"] = reach["jobs->run"] = "^l3__(matmul|pack|attend|attend_groups)_piece$"
+    reach["l3.h piece"] = reach["jobs->run"] = "^l3__(matmul|pack|attend|attend_groups|positions)_piece$"
+    reach["j->one"] = "^l3__(norm|residual|swiglu)_one$|^l3__rope_and_store$"
     reach["l3_model.h piece"] = "^l3__(hash|crc|copy)_piece$"
     reach["v->key"] = "^l3__alignment_key$"
     reach["v->string"] = "^l3__alignment_string$"
