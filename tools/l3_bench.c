@@ -1,8 +1,8 @@
 /* l3_bench.c - how fast a model is, how much it reads, and how far that is from what the memory allows.
  *
  * Every case prefills a prompt and decodes after it, several times; the median, the least and the most are printed. The
- * memory floor is the time that the same threads take to sum up the mapped file: no decoder that looks at every weight
- * can be faster, so decoding is also given as a share of it. --synthetic makes a model of a real size out of random
+ * memory floor is the time that the same threads take to sum up the weights of the mapped file, in turns with decoding: no decoder
+ * that looks at every weight can be faster, so decoding is also given as a share of it. --synthetic makes a model of a real size out of random
  * numbers, in $TMPDIR, removed at the end. */
 #define L3_IMPLEMENTATION
 #include "../l3_model.h"
@@ -128,16 +128,16 @@ static floor_job floor_pieces(const l3_model *model) {
     return job;
 }
 
-/* Bytes a second, the best of a few passes over the active weights, of at least 64 MB each, in either order. */
+/* Bytes a second of a pass over the active weights, 64 MB of them at least, in the order that is faster. */
 static double measure_floor(const cli_engine *e) {
     floor_job      job   = floor_pieces(e->model);
     const l3_jobs *jobs  = &e->config.work.jobs;
     double         bytes = 0, best = 0;
     for (size_t i = 0; i < job.n; i++) bytes += 8.0 * (double)job.words[i];
     const int times = bytes > 0 ? (int)((64 << 20) / bytes) + 1 : 0; /* no tensor of 64 bytes: no floor */
-    for (int pass = 0; pass < 8 && times && !cli_stopped; pass++) {
+    for (int order = 0; order < 2 && times && !cli_stopped; order++) {
         const double start = cli_now();
-        job.streams        = pass % 2;
+        job.streams        = order == 1;
         for (int i = 0; i < times && !cli_stopped; i++) {
             if (jobs->run) jobs->run(jobs->user, (uint32_t)job.n, sum_piece, &job);
             else
@@ -159,11 +159,12 @@ typedef struct result {
     uint32_t threads, prompt, context;
     series   open, first, prefill, decode; /* seconds, seconds, tokens/s, tokens/s */
     series   disk;                         /* bytes that came from the disk for a decoded token */
+    series   floor, share;                 /* bytes/s; of decode in the speed that they allow */
     series   plain_prefill, plain_decode;  /* of the model without tables */
     series   peer_prefill, peer_decode;    /* of the other program */
     double   cold_rows, rows, weights; /* bytes read a decoded token: of rows, in the first and the last repetition */
     double   hits;                     /* share of its row blocks that were in the cache, in the last repetition */
-    double   floor, needed;            /* bytes/s; bytes that a decoded token looks at */
+    double   needed;                   /* bytes that a decoded token looks at */
     uint64_t rss;
     size_t   session;
 } result;
@@ -253,6 +254,14 @@ static void repeat_plain(stand *b, const int32_t *ids, uint32_t steps, result *r
     add(&r->plain_decode, (double)steps * b->n / l.decode);
 }
 
+/* The floor beside the next repetition that has none yet. */
+static void repeat_floor(const cli_engine *e, result *r) {
+    const double floor = measure_floor(e);
+    if (!(floor > 0)) return;
+    add(&r->share, r->decode.values[r->floor.n] * r->needed / floor);
+    add(&r->floor, floor);
+}
+
 /* ---- another program ---- */
 
 static void repeat_peer(const settings *s, const char *path, result *r) {
@@ -266,6 +275,11 @@ static void repeat_peer(const settings *s, const char *path, result *r) {
 }
 
 /* ---- cases ---- */
+
+/* Whether floors go in turns with decoding: looking at the whole mapping makes it resident. */
+static bool floor_in_turns(const settings *s, const cli_engine *e) {
+    return !s->cold && s->setup.source == 0 && e->file.mapping;
+}
 
 static void run_case(const settings *s, const char *path, const char *plain_path, const int32_t *ids, result *r) {
     static stand e, plain;
@@ -282,6 +296,7 @@ static void run_case(const settings *s, const char *path, const char *plain_path
         if (s->peer && !s->cold) run_once(&e, ids, r->prompt, 1); /* after waiting; other programs warm up, too */
         repeat_once(&e, ids, s->tokens, r);
         if (i + 1 == s->repetitions) r->rss = cli_peak_rss();
+        if (floor_in_turns(s, &e.engine)) repeat_floor(&e.engine, r);
         if (plain_path) repeat_plain(&plain, ids, s->tokens, r);
         if (s->peer) repeat_peer(s, path, r);
     }
@@ -291,12 +306,12 @@ static void run_case(const settings *s, const char *path, const char *plain_path
     if (plain_path) stand_close(&plain);
 }
 
-/* After all cases, since looking at the whole mapping makes it resident. */
+/* Floors that could not go in turns with decoding, after all cases. */
 static void run_floor(const char *path, result *r) {
     cli_engine e;
     cli_open_model(&e, path, 0);
     cli_start_threads(&e, r->threads);
-    r->floor = e.file.mapping ? measure_floor(&e) : 0;
+    for (size_t i = r->floor.n; e.file.mapping && i < r->decode.n; i++) repeat_floor(&e, r);
     cli_close(&e);
 }
 
@@ -324,7 +339,6 @@ static int32_t *choose_tokens(const settings *s, const char *path, uint32_t n) {
 static const char *const sources[] = {"map", "read", "ahead"};
 
 static void print_case(const settings *s, const result *r) {
-    const double ideal = r->floor / r->needed;
     printf("\n%" PRIu32 " thread%s, prompt of %" PRIu32 ", %" PRIu32 " tokens after it, --source %s%s, %" PRIu32
            " session%s of %s\n",
            r->threads, r->threads == 1 ? "" : "s", r->prompt, s->tokens, sources[s->setup.source],
@@ -341,9 +355,10 @@ static void print_case(const settings *s, const result *r) {
            "rows read", cli_bytes(r->cold_rows), cli_bytes(r->rows), 100 * r->hits, cli_bytes(r->weights));
     printf("  %-13s %10s a token while decoding\n", "from the disk", cli_bytes(median(&r->disk)));
     printf("  %-13s %10s so far\n", "peak memory", cli_bytes((double)r->rss));
-    if (r->floor > 0)
-        printf("  %-13s %10.1f GB/s: %.1f tokens/s at %s a token; decode is %.0f%% of that\n", "memory floor",
-               r->floor / 1e9, ideal, cli_bytes(r->needed), 100 * median(&r->decode) / ideal);
+    if (!r->floor.n) return;
+    print_series("memory floor", &r->floor, 1e-9, "GB/s");
+    printf("  %-13s %10.1f tokens/s at %s a token; decode is %.0f%% of that\n", "", median(&r->floor) / r->needed,
+           cli_bytes(r->needed), 100 * median(&r->share));
 }
 
 static void json_case(const settings *s, const result *r, const char *type) {
@@ -371,9 +386,9 @@ static void json_case(const settings *s, const result *r, const char *type) {
     json_series("disk_bytes_per_token", &r->disk, 1, "");
     cli_json_real("needed_bytes_per_token", r->needed);
     cli_json_real("cache_hit_share", r->hits);
-    cli_json_real("floor_gb_s", r->floor / 1e9);
-    cli_json_real("floor_tok_s", r->floor / r->needed);
-    cli_json_real("floor_share", r->floor > 0 ? median(&r->decode) * r->needed / r->floor : NAN);
+    json_series("floor", &r->floor, 1e-9, "_gb_s");
+    json_series("floor", &r->floor, 1 / r->needed, "_tok_s");
+    json_series("floor", &r->share, 1, "_share");
     cli_json_u64("session_bytes", r->session);
     cli_json_u64("rss_bytes", r->rss);
     putchar('}');
