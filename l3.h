@@ -490,6 +490,10 @@ int    strncmp(const char *a, const char *b, size_t n);
 #endif
 #ifdef L3_THREADS
 #include <pthread.h>
+#ifdef __linux__
+#include <sys/resource.h>
+#include <time.h>
+#endif
 #endif
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(L3_NO_STDIO) && !defined(L3_NO_SIMD) && \
     (!defined(_WIN32) || defined(__clang__)) /* gcc for Windows does not align vectors on the stack (PR 54412) */
@@ -3462,6 +3466,14 @@ L3__FN void l3__run(const l3_jobs *jobs, uint32_t n, void (*piece)(void *arg, ui
 }
 
 #ifdef L3_THREADS
+/* How often the system takes a thread of a pool off its core for another one. */
+typedef struct l3__watch {
+    uint64_t since;    /* nanoseconds; 0: not begun */
+    long     switches; /* at that time */
+    int      calm;     /* for how many tenths of a second it was seldom */
+    bool     crowded;
+} l3__watch;
+
 /* Workers join a run while it is open, take pieces from `next`, and leave; a run ends when it is closed and all have
  * left. A worker that the system wakes late finds the run closed and costs nothing. */
 struct l3_pool {
@@ -3471,14 +3483,19 @@ struct l3_pool {
     uint32_t        workers;
     uint32_t        run;          /* number of the current run, atomic */
     uint32_t        next, inside; /* atomic */
+    uint32_t        crowded;      /* how many threads share a core with something else, atomic */
+    l3__watch       caller;       /* of who calls l3__pool_run */
     bool            open, stop;
     uint32_t        n;
     void (*piece)(void *arg, uint32_t i);
     void *arg;
 };
 
-/* How often a waiting thread looks before it sleeps: some 20 microseconds. */
-#define L3__SPINS 2000
+/* A waiting thread looks so often before it sleeps, some 20 to 100 microseconds; then, where every thread has its core for
+ * itself, for so many nanoseconds. On a virtual machine whose host is busy who sleeps loses the core, so that the next wait is
+ * longer. Where cores are shared, sleeping is what gives one to the thread that is waited for. */
+#define L3__SPINS    2000u
+#define L3__PATIENCE 10000000u
 
 L3__FN void l3__relax(void) {
 #if defined(__x86_64__) || defined(__i386__)
@@ -3488,16 +3505,64 @@ L3__FN void l3__relax(void) {
 #endif
 }
 
+#if defined(__linux__) && defined(CLOCK_MONOTONIC)
+L3__FN uint64_t l3__nanoseconds(void) {
+    struct timespec t = {0, 0};
+    (void)clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* Every tenth of a second, whether this thread lost its core more than 70 times a second since (an idle Linux: about 20; beside
+ * a busy process: 200 and more). A core counts as shared at first, and for a second after it was. */
+L3__FN void l3__watch_core(l3_pool *p, l3__watch *w) {
+    const int      this_thread = 1; /* RUSAGE_THREAD, which <sys/resource.h> gives with _GNU_SOURCE alone */
+    const uint64_t now         = l3__nanoseconds();
+    struct rusage  use;
+    if ((w->since && now - w->since < 100000000u) || getrusage(this_thread, &use) != 0) return;
+    if (!w->since) w->calm = 8;
+    if ((uint64_t)(use.ru_nivcsw - w->switches) * 14000000u > now - w->since && w->since) w->calm = 0;
+    else if (w->calm < 10) w->calm++;
+    if (w->crowded != (w->calm < 10)) __atomic_fetch_add(&p->crowded, w->crowded ? UINT32_MAX : 1u, __ATOMIC_RELAXED);
+    w->crowded  = w->calm < 10;
+    w->since    = now;
+    w->switches = use.ru_nivcsw;
+}
+
+L3__FN bool l3__patient(const l3_pool *p, uint64_t *until) {
+    if (__atomic_load_n(&p->crowded, __ATOMIC_RELAXED)) return false;
+    const uint64_t now = l3__nanoseconds();
+    if (!*until) *until = now + L3__PATIENCE;
+    return now < *until;
+}
+#else
+L3__FN void l3__watch_core(l3_pool *p, l3__watch *w) { (void)p, (void)w; }
+L3__FN bool l3__patient(const l3_pool *p, uint64_t *until) {
+    (void)p, (void)until;
+    return false;
+}
+#endif
+
+/* Looks for a while whether *word is `value`, or if not `wanted` something else. */
+L3__FN void l3__spin(const l3_pool *p, const uint32_t *word, uint32_t value, bool wanted) {
+    uint64_t until = 0;
+    for (uint32_t i = 1; (__atomic_load_n(word, __ATOMIC_ACQUIRE) == value) != wanted; i++) {
+        if (i >= L3__SPINS && i % 64 == 0 && !l3__patient(p, &until)) return;
+        l3__relax();
+    }
+}
+
 L3__FN void l3__pool_work(l3_pool *p) {
     uint32_t i;
     while ((i = __atomic_fetch_add(&p->next, 1, __ATOMIC_RELAXED)) < p->n) p->piece(p->arg, i);
 }
 
 L3__FN void *l3__pool_thread(void *arg) {
-    l3_pool *p    = (l3_pool *)arg;
-    uint32_t seen = 0;
+    l3_pool  *p    = (l3_pool *)arg;
+    uint32_t  seen = 0;
+    l3__watch core = {0, 0, 0, false};
     for (;;) {
-        for (int i = 0; i < L3__SPINS && __atomic_load_n(&p->run, __ATOMIC_ACQUIRE) == seen; i++) l3__relax();
+        l3__watch_core(p, &core);
+        l3__spin(p, &p->run, seen, false);
         pthread_mutex_lock(&p->lock);
         while (p->run == seen && !p->stop) pthread_cond_wait(&p->wake, &p->lock);
         const bool stop = p->stop, join = p->open;
@@ -3525,7 +3590,8 @@ L3__FN void l3__pool_run(void *user, uint32_t n, void (*piece)(void *arg, uint32
     pthread_cond_broadcast(&p->wake);
     pthread_mutex_unlock(&p->lock);
     l3__pool_work(p);
-    for (int i = 0; i < L3__SPINS && __atomic_load_n(&p->inside, __ATOMIC_ACQUIRE) != 0; i++) l3__relax();
+    l3__spin(p, &p->inside, 0, true);
+    l3__watch_core(p, &p->caller);
     pthread_mutex_lock(&p->lock);
     p->open = false;
     while (__atomic_load_n(&p->inside, __ATOMIC_ACQUIRE) != 0) pthread_cond_wait(&p->left, &p->lock);
@@ -3566,6 +3632,7 @@ L3_API l3_jobs l3_pool_jobs(l3_pool *pool) {
 L3_API void l3_pool_free(l3_pool *p) {
     pthread_mutex_lock(&p->lock);
     p->stop = true;
+    __atomic_store_n(&p->run, p->run + 1, __ATOMIC_RELEASE); /* for who does not sleep */
     pthread_cond_broadcast(&p->wake);
     pthread_mutex_unlock(&p->lock);
     for (uint32_t i = 0; i < p->workers; i++) pthread_join(p->threads[i], NULL);
