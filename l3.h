@@ -4340,7 +4340,8 @@ L3__FN void l3__each_position(const l3_work *w, uint32_t n, uint64_t products, v
     l3__run(&w->config.jobs, (n + j.each - 1) / j.each, l3__positions_piece, &j);
 }
 
-/* RMSNorm of each position, after its mean was taken away if `centered`, which makes it layer norm: y = norm(x) * weight. */
+/* RMSNorm of each position, y = norm(x) * weight; if `centered`, which needs y to be x, after its mean was taken away: layer
+ * norm. */
 typedef struct l3__norms {
     const l3__kernels *kernels;
     const float       *x, *weight; /* (n, dim) with stride; (dim,) or NULL: ones */

@@ -1,9 +1,9 @@
 /* l3_bench.c - how fast a model is, how much it reads, and how far that is from what the memory allows.
  *
  * Every case prefills a prompt and decodes after it, several times; the median, the least and the most are printed. The
- * memory floor is the time that the same threads take to sum up the weights of the mapped file, in turns with decoding: no decoder
- * that looks at every weight can be faster, so decoding is also given as a share of it. --synthetic makes a model of a real size out of random
- * numbers, in $TMPDIR, removed at the end. */
+ * memory floor is the time that the same threads take to sum up the weights of the mapped file, in turns with decoding: no
+ * decoder that looks at every weight can be faster, so decoding is also given as a share of it. --synthetic makes a model of
+ * a real size out of random numbers, in $TMPDIR, removed at the end. */
 #define L3_IMPLEMENTATION
 #include "../l3_model.h"
 
