@@ -1,5 +1,6 @@
 # GNU make. `make help` lists the targets. CC and CFLAGS can be set: make CC=clang CFLAGS="-O2 -g". Without threads: make THREADS=
 CC      = cc
+AR      = ar
 CFLAGS  = -O2 -Wall -Wextra
 THREADS = -pthread -DL3_THREADS
 B       = build
@@ -11,6 +12,7 @@ NVCC   := $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nv
 L3FLAGS = -std=gnu99 -ffp-contract=off -D_POSIX_C_SOURCE=200809L -D_FILE_OFFSET_BITS=64 $(THREADS)
 COMPILE = $(CC) $(CFLAGS) $(L3FLAGS) $(CPPFLAGS) $(PLAIN) -MMD -MP
 LIBS    = -lm
+LINKED  = $(B)/libl3.a $(LIBS)
 
 # All cores compile, unless another number was asked for or several goals would get into each other's way.
 ifeq ($(MAKELEVEL)$(filter -j% j%,$(MAKEFLAGS))$(word 2,$(MAKECMDGOALS)),0)
@@ -35,7 +37,7 @@ all: $(EXAMPLES) $(TOOLS)
 run: $(B)/generate
 	$(B)/generate $(MODEL) -p "Once upon a time" --stats
 
-## every test, seconds, nothing to download; the last line counts them
+## every test, minutes, nothing to download; the last line counts them
 test: all $(TESTS) $(if $(filter tests/test_cuda.sh,$(SCRIPTS)),$(CUDA))
 	@BUILD=$(B) CC="$(CC)" sh tools/run_tests.sh $(SCRIPTS) $(TESTS)
 
@@ -52,7 +54,7 @@ sanitize:
 	    SCRIPTS='$(filter-out tests/test_headers.sh tests/test_instructions.sh tests/test_porting.sh tests/test_projects.sh tests/test_sizes.sh,$(SCRIPTS))'
 	@$(MAKE) --no-print-directory B=build/sanitize/simd $(SANITIZE) test \
 	    TESTS='$(KERNELS:$(B)/%=build/sanitize/simd/%)' SCRIPTS= EXAMPLES= TOOLS=
-$(B)/l3-eval: override PLAIN = # the tests of the tools let it compute for longer than its kernels take to compile
+$(B)/l3.o: override PLAIN = # compiled once for many
 
 ## the plain C path gives the same bits on every machine that has a cross compiler and an emulator here
 cross:
@@ -69,10 +71,11 @@ fuzz-clang: $(B)/tests/fuzz_seeds
 	$(B)/fuzz_model -max_total_time=$(FUZZ_SECONDS) -timeout=20 -rss_limit_mb=2048 -max_len=65536 -verbosity=0 \
 	    -print_final_stats=1 -artifact_prefix=$(B)/ $(B)/corpus $(B)/seeds
 
-## allocation over 100 million tokens, many more damaged files: minutes
-long: $(B)/tests/long_alloc $(B)/tests/test_bad_files
+## allocation over 100 million tokens, many more damaged files, all of CUDA's session in its emulator: minutes
+long: $(B)/tests/long_alloc $(B)/tests/test_bad_files $(filter %/test_session,$(CUDA))
 	$(B)/tests/long_alloc
 	L3_LONG=1 $(B)/tests/test_bad_files
+	$(or $(filter %/test_session,$(CUDA)),@echo "skipped: the emulated session needs a C++ compiler")
 
 ## docs/SIZES.md anew: code, constants and stack by machine and switches; minutes
 sizes: | $(B)
@@ -102,17 +105,24 @@ clean:
 help:
 	@awk '/^## /{text = substr($$0, 4)} /^[a-z-]+:/{if (text) {sub(/:.*/, ""); printf "make %-13s %s\n", $$0, text; text = ""}}' Makefile
 
+# The library for programs that only declare it; one that contains the implementation takes nothing from here.
+$(B)/l3.o: l3_model.h | $(B)
+	$(COMPILE) -DL3_IMPLEMENTATION -MF $@.d -x c -c $< -o $@
+
+$(B)/libl3.a: $(B)/l3.o
+	$(AR) rcs $@ $<
+
 $(B)/%: examples/%.c | $(B)
 	$(COMPILE) -MF $@.d $< -o $@ $(LDFLAGS) $(LIBS)
 
-$(B)/l3-%: tools/l3_%.c | $(B)
-	$(COMPILE) -MF $@.d $< -o $@ $(LDFLAGS) $(LIBS)
+$(B)/l3-%: tools/l3_%.c $(B)/libl3.a | $(B)
+	$(COMPILE) -MF $@.d $< -o $@ $(LDFLAGS) $(LINKED)
 
 $(B)/tests/%.o: tests/%.c | $(B)/tests
 	$(COMPILE) -MF $@.d -c $< -o $@
 
-$(B)/tests/test_%: tests/test_%.c $(B)/tests/ref.o $(B)/tests/make_model.o | $(B)/tests
-	$(COMPILE) -MF $@.d $< $(B)/tests/ref.o $(B)/tests/make_model.o -o $@ $(LDFLAGS) $(LIBS)
+$(B)/tests/test_%: tests/test_%.c $(B)/tests/ref.o $(B)/tests/make_model.o $(B)/libl3.a | $(B)/tests
+	$(COMPILE) -MF $@.d $< $(B)/tests/ref.o $(B)/tests/make_model.o -o $@ $(LDFLAGS) $(LINKED)
 
 # Machine code from Turing to Hopper, and PTX for what comes after.
 GPUS       = 75 80 86 89 90
@@ -128,9 +138,9 @@ $(B)/generate-cuda: examples/generate_cuda.cu $(B)/l3_cuda.o # whose kernels nee
 	$(NVCC) $(NVCCFLAGS) -DL3_CUDA_DECLARATIONS -MF $@.d -c $< -o $@.o
 	$(NVCC) $@.o $(B)/l3_cuda.o -o $@
 
-$(B)/l3-bench-cuda: tools/l3_bench_cuda.c $(B)/l3_cuda.o
+$(B)/l3-bench-cuda: tools/l3_bench_cuda.c $(B)/l3_cuda.o $(B)/libl3.a
 	$(COMPILE) $(patsubst -I%,-isystem %,$(CUDA_HEADERS)) -MF $@.d -c $< -o $@.o
-	$(NVCC) $@.o $(B)/l3_cuda.o -o $@ $(LIBS)
+	$(NVCC) $@.o $(B)/l3_cuda.o -o $@ $(LINKED)
 
 $(B)/tests/test_cuda_gpu: tests/cuda/test_session.c $(B)/l3_cuda.o $(B)/tests/make_model.o
 	$(COMPILE) -MF $@.d -c $< -o $@.o
@@ -148,14 +158,15 @@ $(B)/tests/cuda/test_emulator $(B)/tests/cuda/test_arithmetic: $(B)/tests/cuda/%
 $(B)/tests/cuda/test_session: tests/cuda/test_session.c $(B)/tests/cuda/emulated.o $(B)/tests/make_model.o | $(B)/tests/cuda
 	$(COMPILE) -DL3_CUDA_EMULATED -MF $@.d $< $(B)/tests/cuda/emulated.o $(B)/tests/make_model.o -o $@ $(LDFLAGS) -lstdc++ $(LIBS)
 
-$(B)/tests/cuda/generate-cuda: examples/generate_cuda.cu | $(B)/tests/cuda
-	$(CXXCOMPILE) $(filter-out -std=%,$(L3FLAGS)) -x c++ -include tests/cuda/emulator.h -MF $@.d $< -o $@ $(LIBS)
+$(B)/tests/cuda/generate-cuda: examples/generate_cuda.cu $(B)/tests/cuda/emulated.o
+	$(CXXCOMPILE) $(filter-out -std=%,$(L3FLAGS)) -DL3_CUDA_DECLARATIONS -x c++ -include tests/cuda/emulator.h -MF $@.d -c $< -o $@.o
+	$(CXX) $@.o $(B)/tests/cuda/emulated.o -o $@ $(LDFLAGS) $(LIBS)
 
-$(B)/tests/cuda/l3-bench-cuda: tools/l3_bench_cuda.c $(B)/tests/cuda/emulated.o
-	$(COMPILE) -DL3_NO_SIMD= -DL3_CUDA_EMULATED -MF $@.d $< $(B)/tests/cuda/emulated.o -o $@ $(LDFLAGS) -lstdc++ $(LIBS)
+$(B)/tests/cuda/l3-bench-cuda: tools/l3_bench_cuda.c $(B)/tests/cuda/emulated.o $(B)/libl3.a
+	$(COMPILE) -DL3_CUDA_EMULATED -MF $@.d $< $(B)/tests/cuda/emulated.o -o $@ $(LDFLAGS) -lstdc++ $(LINKED)
 
-$(B)/tests/fuzz_seeds $(B)/tests/long_alloc: $(B)/tests/%: tests/%.c $(B)/tests/make_model.o | $(B)/tests
-	$(COMPILE) -MF $@.d $< $(B)/tests/make_model.o -o $@ $(LDFLAGS) $(LIBS)
+$(B)/tests/fuzz_seeds $(B)/tests/long_alloc: $(B)/tests/%: tests/%.c $(B)/tests/make_model.o $(B)/libl3.a | $(B)/tests
+	$(COMPILE) -MF $@.d $< $(B)/tests/make_model.o -o $@ $(LDFLAGS) $(LINKED)
 
 $(B) $(B)/tests $(B)/tests/cuda:
 	mkdir -p $@

@@ -124,7 +124,7 @@ build_for() { # what to run
         [ -f "$out/parts" ] || for part in ref make_model; do build $part -O1 -c tests/$part.c || return; done
         touch "$out/parts"
         program=$out/${1%:*}.exe # another case of it may have been built before
-        [ -f "$program" ] || build "${1%:*}" -O1 "tests/test_${1%:*}.c" "$out/ref.exe" "$out/make_model.exe"
+        [ -f "$program" ] || build "${1%:*}" -O1 -DL3_IMPLEMENTATION= "tests/test_${1%:*}.c" "$out/ref.exe" "$out/make_model.exe"
         ;;
     esac
 }

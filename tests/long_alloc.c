@@ -1,8 +1,6 @@
 /* The allocation of 100 million tokens in a stated memory: the dictionary's block and nothing else. Tokens come from a
  * Zipf-like source with repeated phrases, as text has. Once with a dictionary that holds every codeword, once with one that
  * fills up; both must place every row and stay within their blocks. */
-#define L3_NO_SIMD /* no model is run here: compiles in half the time */
-#define L3_IMPLEMENTATION
 #include "../l3.h"
 #include <stdio.h>
 #include <stdlib.h>

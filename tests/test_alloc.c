@@ -1,7 +1,5 @@
 /* test_alloc.c - the allocator of l3.h against ref.c's, against a naive parse with a bounded dictionary, and against
  * the fixtures, which come from an independent implementation. */
-#define L3_NO_SIMD /* no model is run here: compiles in half the time */
-#define L3_IMPLEMENTATION
 #include "../l3.h"
 
 #include "guard.h"

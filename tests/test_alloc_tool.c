@@ -1,7 +1,5 @@
 /* l3-alloc against the reference's tokens and allocation, a naive highest-averages method, and the fixtures; what its file and
  * its report say; what is refused. */
-#define L3_NO_SIMD /* no model is run here: compiles in half the time */
-#define L3_IMPLEMENTATION
 #include "../tools/allocation.h"
 
 #include "make_model.h"

@@ -2,8 +2,6 @@
  * and all neighbours are counted again. Its words, characters and classes are found in its own way, too. */
 #define TEXT_ROOM 48 /* so that words fall between two reads */
 
-#define L3_NO_SIMD /* no model is run here: compiles in half the time */
-#define L3_IMPLEMENTATION
 #include "../tools/bpe.h"
 
 #include "make_model.h"

@@ -1,7 +1,5 @@
 /* l3-eval against the reference model: perplexities in windows with and without a stride, multiple choice, two models compared;
  * and the JSON reader that it uses. */
-#define L3_NO_SIMD /* plain C is enough here, and compiles in half the time */
-#define L3_IMPLEMENTATION
 #include "../l3_model.h"
 
 #include "make_model.h"

@@ -3,7 +3,6 @@
 #if defined(__linux__) && !defined(_GNU_SOURCE)
 #define _GNU_SOURCE 1 /* __GLIBC__ must be known before the hooks below */
 #endif
-#define L3_IMPLEMENTATION
 #include "../l3_model.h"
 
 #include "make_model.h"
@@ -127,7 +126,7 @@ static void parts_of(const l3_model *model, const l3_session_config *c, size_t m
     CHECK_EQ(session, l3_session_size(model, c));
     CHECK_EQ(here.session + here.kv + here.logits + here.scratch + here.window + here.cache, session);
     CHECK_EQ(here.model + here.vocabulary, model_bytes);
-    CHECK(here.kv > 0 && here.logits >= model->info.vocab * sizeof(float));
+    CHECK(here.kv > 0 && here.logits >= l3_model_info(model)->vocab * sizeof(float));
     CHECK_EQ(here.window == 0, l3_session_window_min(model) == 0);
     const l3_target target = l3_target_32();
     CHECK_EQ(l3_session_memory_for(&target, model, c, &there), l3_session_size_for(&target, model, c));
@@ -136,14 +135,14 @@ static void parts_of(const l3_model *model, const l3_session_config *c, size_t m
     if (sizeof(void *) > 4) CHECK(there.model < here.model && there.session < here.session);
 }
 
-static void use_session(l3_session *s, test_rng *r) {
-    const uint32_t n = l3_context(s), vocab = s->model->info.vocab;
+static void use_session(l3_session *s, const maker *how, test_rng *r) {
+    const uint32_t n = l3_context(s), vocab = l3_model_info(how->model)->vocab;
     int32_t       *ids = random_ids(r, vocab, n);
     float         *all = new_floats(n, vocab);
     CHECK_EQ(l3_prefill(s, ids, n, all, NULL), L3_OK);
     CHECK_EQ(l3_truncate(s, n - 1, NULL), L3_OK);
     CHECK_EQ(l3_decode(s, ids[n - 1], NULL), L3_OK);
-    if (s->config.work.mode == L3_EXACT) CHECK_MEM(l3_logits(s), all + (size_t)(n - 1) * vocab, vocab * sizeof *all);
+    if (how->session.work.mode == L3_EXACT) CHECK_MEM(l3_logits(s), all + (size_t)(n - 1) * vocab, vocab * sizeof *all);
     free(ids);
     free(all);
 }
@@ -192,7 +191,7 @@ static void one_model(uint64_t seed) {
         how.session = random_config(&r, how.model);
         parts_of(how.model, &how.session, model_size(&how));
         if ((object = make(&how, &made)).mem == NULL) break;
-        use_session((l3_session *)made, &r);
+        use_session((l3_session *)made, &how, &r);
         CHECK(guard_free(&object));
         how.name = "tokenizer", how.size = tokenizer_size, how.init = tokenizer_init;
         how.run = test_below(&r, 3) * test_below(&r, 40);

@@ -1,6 +1,5 @@
 /* test_model.c - whole models: fixtures against the numbers of an independent PyTorch implementation and of llama2.c,
  * random models of every variation against ref.c in double precision. L3_LONG=1: more of them. */
-#define L3_IMPLEMENTATION
 #include "../l3_model.h"
 
 #include "json.h"
@@ -31,7 +30,10 @@ static uint32_t *fixture_words(const char *name, const char *end, uint32_t *n) {
     file      f     = file_fixture(path);
     uint32_t *words = f.bytes ? (uint32_t *)must(f.n) : NULL;
     *n              = (uint32_t)(f.bytes ? f.n / 4 : 0);
-    for (uint32_t i = 0; i < *n; i++) words[i] = l3__le32(f.bytes + 4 * (size_t)i);
+    for (uint32_t i = 0; i < *n; i++) {
+        const unsigned char *p = f.bytes + 4 * (size_t)i;
+        words[i]               = p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
+    }
     free(f.bytes);
     return words;
 }

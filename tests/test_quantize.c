@@ -1,7 +1,5 @@
 /* l3-quantize and the GGUF writer under it: types by class against an independent quantizer and dequantizer, keys byte by
  * byte, checksums against an independent CRC and l3_model_verify(), what is refused. */
-#define L3_NO_SIMD /* plain C is enough here, and compiles in half the time */
-#define L3_IMPLEMENTATION
 #include "../tools/gguf_write.h"
 
 #include "make_model.h"

@@ -1,8 +1,6 @@
 /* test_train.c - the gradient of every parameter, for every kind of layer and flag, against finite differences, everything in
  * double precision. tests/test_train_files.c and test_train_tool.sh check the same code in float. */
 #define TRAIN_REAL double
-#define L3_NO_SIMD /* no model is run here: compiles in half the time */
-#define L3_IMPLEMENTATION
 #include "../l3_model.h"
 
 #include "../tools/train_step.h"

@@ -4,8 +4,6 @@
 #ifndef TRAIN_NATIVE
 #define TRAIN_EMULATE_AMX
 #endif
-#define L3_NO_SIMD /* no model is run here: compiles in half the time */
-#define L3_IMPLEMENTATION
 #include "../l3_model.h"
 
 #include "../tools/train_files.h"

@@ -160,6 +160,7 @@ static inline bool cli_drop(const char *path) {
 static inline bool cli_is_terminal(FILE *f) { return _isatty(_fileno(f)) != 0; }
 
 #else
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 

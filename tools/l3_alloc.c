@@ -4,8 +4,6 @@
 #define _DEFAULT_SOURCE /* madvise */
 #include <sys/mman.h>
 #endif
-#define L3_NO_SIMD /* no model is run here: compiles in half the time */
-#define L3_IMPLEMENTATION
 #include "../l3_model.h"
 
 #include "allocation.h"

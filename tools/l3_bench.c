@@ -4,7 +4,6 @@
  * memory floor is the time that the same threads take to sum up the weights of the mapped file, in turns with decoding: no
  * decoder that looks at every weight can be faster, so decoding is also given as a share of it. --synthetic makes a model of
  * a real size out of random numbers, in $TMPDIR, removed at the end. */
-#define L3_IMPLEMENTATION
 #include "../l3_model.h"
 
 #include "bench.h"

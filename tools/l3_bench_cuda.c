@@ -5,7 +5,6 @@
  * after another, so that their ratios can be relied on. Tokens of decoding are given, not chosen, so that rows are those of
  * a real stream; what choosing on the device adds is the line "generate". A step reads the weights once, the rows and KV
  * caches of its tokens: decoding is also given as a share of what copying so many bytes within the device would allow. */
-#define L3_IMPLEMENTATION
 #include "../l3_model.h"
 
 #define L3_CUDA_DECLARATIONS

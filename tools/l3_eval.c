@@ -1,6 +1,5 @@
 /* l3_eval.c - numbers of a model: the perplexity of a text, how often the likeliest of several answers is the right one,
  * the same for two models with the difference, the logits after given tokens, the token IDs of lines. */
-#define L3_IMPLEMENTATION
 #include "../l3_model.h"
 
 #include "choices.h"

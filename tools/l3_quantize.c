@@ -1,7 +1,6 @@
 /* l3_quantize.c - a model with its matrices in other types, class by class: tables, weights, embedding, head. Tensors pass
  * through buffers of a fixed size, so memory does not grow with the model. Keys are copied byte by byte, but for those that
  * speak of types, checksums and the self-test. */
-#define L3_IMPLEMENTATION
 #include "../l3_model.h"
 
 #include "gguf_copy.h"

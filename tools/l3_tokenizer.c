@@ -1,6 +1,4 @@
 /* l3_tokenizer.c - makes a tokenizer from text, and uses one: token IDs of lines, lines of token IDs, shards of tokens. */
-#define L3_NO_SIMD /* no model is run here: compiles in half the time */
-#define L3_IMPLEMENTATION
 #include "../l3_model.h"
 
 #include "bpe.h"

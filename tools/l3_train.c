@@ -2,7 +2,6 @@
  * files, train_config.h the settings, train_log.h the curves; here is the run around them.
  *
  * Sections: >>options >>data >>validation >>sample >>check >>run */
-#define L3_IMPLEMENTATION
 #include "../l3_model.h"
 
 #include "allocation.h"
