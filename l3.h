@@ -4160,10 +4160,11 @@ struct l3_work {
 
     float *vector; /* (widest vector,) a norm's weight or bias while it is used */
     float *row;    /* (key_length,) an unpacked key, where keys are normalized */
-    /* Scratch of one layer, each (batch, ...). A session shares these bytes with its attention and feed-forward. */
+    /* Scratch of one layer, each (batch, ...), in the order of tokens. A session shares these bytes with its attention and
+     * feed-forward. */
     float *query;        /* key_length */
     float *sum;          /* value_length: rows weighted so far */
-    float *peak, *total; /* highest score so far, and the sum of e^(score - peak) */
+    float *peak, *total; /* no score so far is above; the sum of e^(score - peak) */
     float *mix;          /* up_length + key_length: u, then x */
     float *out;          /* key_length */
 };
@@ -4768,30 +4769,40 @@ L3_API int l3_lookup_begin(l3_work *w, const int32_t *tokens, uint32_t n, l3_err
 
 /* >>forward ------------------------------------------------------------------------------------------------------- */
 
-/* n <= L3__TILE more rows for one position, with their scores: online softmax (Milakov, Gimelshein 2018). Only a new
- * highest score rescales what was summed, and rows between two such are added up together: the result depends on the rows
- * and their order, never on how many come at a time. */
-L3__FN void l3__attend_rows(l3_work *w, const l3_lookup *l, uint32_t p, float *score, const uint8_t *values, size_t row,
-                            uint32_t n) {
-    float   *sum  = w->sum + (size_t)p * l->value_length;
-    uint32_t from = 0;
-    for (uint32_t r = 0; r < n; r++) {
-        if (score[r] > w->peak[p]) {
-            const float shrink = l3__expf(w->peak[p] - score[r]);
-            if (r > from)
-                w->kernels->weigh_rows(l->rows.type, values + from * row, row, score + from, r - from, sum,
-                                       l->value_length, 1);
-            w->kernels->scale(sum, shrink, l->value_length);
-            w->total[p] *= shrink;
-            w->peak[p] = score[r];
-            score[r]   = 1.0f;
-            from       = r;
-        } else {
-            score[r] = l3__expf(score[r] - w->peak[p]);
-        }
-        w->total[p] += score[r];
+#define L3__SHARE 4u   /* positions of a token that pass by its rows together */
+#define L3__SLACK 8.0f /* in fast mode the peak rises so far above a score that passes it: few sums are rescaled */
+
+/* n <= L3__TILE more rows for positions p ... p + some - 1, none of whose scores (some, L3__TILE) is above its peak. They
+ * become weights. */
+L3__FN void l3__attend_below(l3_work *w, const l3_lookup *l, uint32_t p, uint32_t some, float *score,
+                             const uint8_t *values, size_t row, uint32_t n) {
+    for (uint32_t i = 0; i < some; i++) {
+        float *weight = score + (size_t)i * L3__TILE, peak = w->peak[p + i];
+        w->kernels->softmax_tile(weight, n, 1.0f, &peak);
+        for (uint32_t r = 0; r < n; r++) w->total[p + i] += weight[r];
     }
-    w->kernels->weigh_rows(l->rows.type, values + from * row, row, score + from, n - from, sum, l->value_length, 1);
+    w->kernels->weigh_rows(l->rows.type, values, row, score, n, w->sum + (size_t)p * l->value_length, l->value_length,
+                           some);
+}
+
+/* Such rows for one position, whatever their scores: online softmax (Milakov, Gimelshein 2018). Only a score above the peak
+ * rescales what was summed, and rows between two such are added up together: the result depends on the rows and their order,
+ * never on how many come at a time. The peak rises `slack` above such a score. */
+L3__FN void l3__attend_rows(l3_work *w, const l3_lookup *l, uint32_t p, const float *score, const uint8_t *values,
+                            size_t row, uint32_t n, float slack) {
+    for (uint32_t from = 0, r = 0; from < n; from = r) {
+        while (r < n && !(score[r] > w->peak[p])) r++;
+        if (r > from) {
+            float weight[L3__TILE];
+            memcpy(weight, score + from, (r - from) * sizeof *weight);
+            l3__attend_below(w, l, p, 1, weight, values + from * row, row, r - from);
+        }
+        if (r == n) return;
+        const float peak = score[r] + slack, shrink = l3__expf(w->peak[p] - peak);
+        w->kernels->scale(w->sum + (size_t)p * l->value_length, shrink, l->value_length);
+        w->total[p] *= shrink;
+        w->peak[p] = peak;
+    }
 }
 
 /* How rows meet queries in this mode: rounded to int8 like the activations of other weights of the type, or NULL: floats. */
@@ -4806,29 +4817,34 @@ L3__FN float l3__score_scale(l3_work *w, const l3_lookup *l, const uint8_t *key)
     return l->score_scale * l3__rms_scale(w->kernels, w->row, l->key_length, l->norm_epsilon);
 }
 
-/* A chunk's rows for positions order[begin] ... order[end - 1] of its group. */
+/* A chunk's rows for positions begin ... end - 1, in the order of tokens, of its group. */
 L3__FN void l3__attend_chunk(l3_work *w, const l3__chunk *c, uint32_t begin, uint32_t end) {
     const l3_lookup *l     = &w->layers[c->layer];
     const size_t     row   = (size_t)l3_row_bytes(l->rows.type, l->rows.cols);
     const size_t     value = l->tied ? 0 : (size_t)l3_row_bytes(l->rows.type, l->key_length);
+    const l3__fast  *fast  = l3__fast_scores(w, l);
+    const float      slack = fast ? L3__SLACK : 0;
     for (uint32_t r = 0; r < c->rows; r += L3__TILE) {
         const uint32_t n    = c->rows - r < L3__TILE ? c->rows - r : L3__TILE;
         const uint8_t *keys = c->bytes + r * row;
-        float          scale[L3__TILE], score[L3__TILE];
+        float          scale[L3__TILE], score[L3__SHARE][L3__TILE];
         for (uint32_t i = 0; i < n; i++) scale[i] = l3__score_scale(w, l, keys + i * row);
-        for (uint32_t i = begin; i < end; i++) {
-            const uint32_t  p    = w->order[i];
-            const float    *q    = w->query + (size_t)p * l->key_length;
-            const l3__fast *fast = l3__fast_scores(w, l);
-            l3__scores(w, fast, l->rows.type, keys, row, n, l->key_length, q,
-                       w->packed + p * l3__packed_bytes(fast, 1, l->key_length), 1, score);
-            for (uint32_t k = 0; k < n; k++) score[k] *= scale[k];
-            l3__attend_rows(w, l, p, score, keys + value, row, n);
+        for (uint32_t p = begin, some; p < end; p += some) {
+            some = end - p < L3__SHARE ? end - p : L3__SHARE;
+            l3__scores(w, fast, l->rows.type, keys, row, n, l->key_length, w->query + (size_t)p * l->key_length,
+                       w->packed + p * l3__packed_bytes(fast, 1, l->key_length), some, score[0]);
+            bool below = true;
+            for (uint32_t i = 0; i < some; i++) {
+                for (uint32_t k = 0; k < n; k++) score[i][k] *= scale[k];
+                if (w->total[p + i] == 0) w->peak[p + i] = score[i][0] + slack; /* the first row */
+                for (uint32_t k = 0; k < n; k++) below &= !(score[i][k] > w->peak[p + i]);
+            }
+            if (below) l3__attend_below(w, l, p, some, score[0], keys + value, row, n);
+            for (uint32_t i = 0; i < some && !below; i++)
+                l3__attend_rows(w, l, p + i, score[i], keys + value, row, n, slack);
         }
     }
 }
-
-#define L3__SHARE 8u /* positions of a token that pass by its mapped rows together */
 
 typedef struct l3__attend_groups_job {
     l3_work *work;
@@ -4926,9 +4942,9 @@ L3__FN int l3__make_queries(l3_work *w, const l3_lookup *l, const float *x, l3_e
     const size_t d      = l->key_length;
     const int    code   = l->query_norm ? l3__load_weight(w, &l->query_norm_weight, &weight, err) : L3_OK;
     if (code != L3_OK) return code;
-    const l3__norms j = {w->kernels, x, weight, w->query, d, l->key_length, l->norm_epsilon, false};
+    for (uint32_t p = 0; p < w->n; p++) memcpy(w->query + p * d, x + w->order[p] * d, d * sizeof(float));
+    const l3__norms j = {w->kernels, w->query, weight, w->query, d, l->key_length, l->norm_epsilon, false};
     if (l->query_norm) l3__each_position(w, w->n, 2 * d, l3__norm_one, &j);
-    else memcpy(w->query, x, w->n * d * sizeof(float));
     for (uint32_t p = 0; p < w->n; p++) {
         w->peak[p]  = l3__as_float(0xff800000u); /* -infinity */
         w->total[p] = 0;
@@ -4942,8 +4958,11 @@ L3__FN int l3__make_queries(l3_work *w, const l3_lookup *l, const float *x, l3_e
 /* sum (n, value_length) /= total. */
 L3__FN void l3__divide_sums(l3_work *w, const l3_lookup *l) {
     for (uint32_t p = 0; p < w->n; p++) {
-        float *sum = w->sum + (size_t)p * l->value_length;
-        for (uint32_t i = 0; w->total[p] > 0 && i < l->value_length; i++) sum[i] /= w->total[p];
+        float      *sum   = w->sum + (size_t)p * l->value_length;
+        const float total = w->total[p];
+        if (l3__fast_scores(w, l)) w->kernels->scale(sum, total > 0 ? 1.0f / total : 0, l->value_length);
+        else
+            for (uint32_t i = 0; total > 0 && i < l->value_length; i++) sum[i] /= total;
     }
 }
 
@@ -4974,7 +4993,7 @@ L3__FN int l3__fill_mix(l3_work *w, const l3_lookup *l, const float *x, l3_error
     if (code != L3_OK) return code;
     for (uint32_t p = 0; p < w->n; p++) {
         if (bias) w->kernels->add_scaled(w->mix + p * stride, bias, 1.0f, l->up_length);
-        memcpy(w->mix + p * stride + l->up_length, x + p * d, d * sizeof(float));
+        memcpy(w->mix + p * stride + l->up_length, x + w->order[p] * d, d * sizeof(float));
     }
     return L3_OK;
 }
@@ -4983,8 +5002,9 @@ L3__FN int l3__mix(l3_work *w, const l3_lookup *l, float *x, l3_error *err) {
     const size_t d = l->key_length, stride = l->up_length + d;
     const int    code = l3__matmul(w, &l->mix, w->mix, stride, w->n, w->out, d, err);
     if (code != L3_OK) return code;
-    if (l->residual) w->kernels->add_scaled(x, w->out, 1.0f, w->n * d);
-    else memcpy(x, w->out, w->n * d * sizeof(float));
+    for (uint32_t p = 0; p < w->n; p++)
+        if (l->residual) w->kernels->add_scaled(x + w->order[p] * d, w->out + p * d, 1.0f, (uint32_t)d);
+        else memcpy(x + w->order[p] * d, w->out + p * d, d * sizeof(float));
     return L3_OK;
 }
 
@@ -5913,6 +5933,10 @@ L3__KERNEL void L3__K(rotate)(float *x, const float *cosine, const float *sine, 
 /* As l3_pack, but that what is no number may become another such. */
 L3__KERNEL void L3__K(pack)(int type, const float *src, uint32_t n, void *row) {
     uint32_t i = 0;
+    if (type == L3_F32) { /* levels have little-endian bytes */
+        memcpy(row, src, n * sizeof *src);
+        return;
+    }
 #if defined(L3__X86)
     for (; type == L3_F16 && i + 8 <= n; i += 8) {
         const __m128i halves = _mm256_cvtps_ph(_mm256_loadu_ps(src + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -6119,7 +6143,7 @@ L3__PART void L3__K(weigh)(const int type, const uint8_t *rows, size_t row_bytes
 L3__KERNEL void L3__K(weigh_rows)(int type, const uint8_t *rows, size_t row_bytes, const float *w, uint32_t n,
                                   float *out, uint32_t cols, uint32_t heads) {
     for (uint32_t some; heads > 0; heads -= some, w += some * L3__TILE, out += (size_t)some * cols) {
-        some = heads >= 2 && (type == L3_F32 || type == L3_F16 || type == L3_Q8_0) ? 2 : 1; /* types of a KV cache */
+        some = heads >= 2 && type != L3_BF16 && type != L3_Q6_K ? 2 : 1;
         switch (type) {
         case L3_F32:
             if (some == 2) L3__K(weigh)(L3_F32, rows, row_bytes, w, n, out, cols, 2);
@@ -6134,7 +6158,10 @@ L3__KERNEL void L3__K(weigh_rows)(int type, const uint8_t *rows, size_t row_byte
             else L3__K(weigh)(L3_Q8_0, rows, row_bytes, w, n, out, cols, 1);
             break;
         case L3_BF16: L3__K(weigh)(L3_BF16, rows, row_bytes, w, n, out, cols, 1); break;
-        case L3_Q4_0: L3__K(weigh)(L3_Q4_0, rows, row_bytes, w, n, out, cols, 1); break;
+        case L3_Q4_0:
+            if (some == 2) L3__K(weigh)(L3_Q4_0, rows, row_bytes, w, n, out, cols, 2);
+            else L3__K(weigh)(L3_Q4_0, rows, row_bytes, w, n, out, cols, 1);
+            break;
         default: L3__K(weigh)(L3_Q6_K, rows, row_bytes, w, n, out, cols, 1); break;
         }
     }

@@ -889,7 +889,7 @@ static void count_weigh_rows(int type, const uint8_t *rows, size_t row_bytes, co
 }
 
 static float count_softmax(float *w, uint32_t n, float scale, float *peak) {
-    products += L3__TILE * L3__EXP_COST;
+    products += (uint64_t)n * L3__EXP_COST;
     return counted->softmax_tile(w, n, scale, peak);
 }
 
