@@ -3466,10 +3466,13 @@ L3__FN void l3__run(const l3_jobs *jobs, uint32_t n, void (*piece)(void *arg, ui
 }
 
 #ifdef L3_THREADS
-/* How often the system takes a thread of a pool off its core for another one. */
+/* How often, and for how long, the system takes a thread of a pool off its core for another one. Nanoseconds. */
 typedef struct l3__watch {
-    uint64_t since;    /* nanoseconds; 0: not begun */
+    uint64_t since;    /* 0: not begun */
+    uint64_t idle;     /* since then, of its own will */
+    uint64_t used;     /* processor time at that time */
     long     switches; /* at that time */
+    uint64_t left;     /* when it began to be idle */
     int      calm;     /* for how many tenths of a second it was seldom */
     bool     crowded;
 } l3__watch;
@@ -3478,12 +3481,13 @@ typedef struct l3__watch {
  * left. A worker that the system wakes late finds the run closed and costs nothing. */
 struct l3_pool {
     pthread_mutex_t lock;
-    pthread_cond_t  wake, left;
+    pthread_cond_t  wake, left, rest;
     pthread_t       threads[L3_MAX_THREADS];
-    uint32_t        workers;
+    uint32_t        workers, resting;
     uint32_t        run;          /* number of the current run, atomic */
     uint32_t        next, inside; /* atomic */
     uint32_t        crowded;      /* how many threads share a core with something else, atomic */
+    uint32_t        tired;        /* how many workers shall rest, atomic */
     l3__watch       caller;       /* of who calls l3__pool_run */
     bool            open, stop;
     uint32_t        n;
@@ -3496,6 +3500,10 @@ struct l3_pool {
  * longer. Where cores are shared, sleeping is what gives one to the thread that is waited for. */
 #define L3__SPINS    2000u
 #define L3__PATIENCE 10000000u
+
+/* Beside a program that keeps a core busy all threads are slower than all but one, as every run waits for who was taken off its
+ * core amid a piece. So a worker rests for so many nanoseconds; then a tenth of a second tells whether it does again. */
+#define L3__REST 1000000000u
 
 L3__FN void l3__relax(void) {
 #if defined(__x86_64__) || defined(__i386__)
@@ -3512,20 +3520,58 @@ L3__FN uint64_t l3__nanoseconds(void) {
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
+L3__FN uint64_t l3__time_of(const struct timeval *t) {
+    return (uint64_t)t->tv_sec * 1000000000u + (uint64_t)t->tv_usec * 1000u;
+}
+
+L3__FN void l3__idle_begin(l3__watch *w) { w->left = l3__nanoseconds(); }
+L3__FN void l3__idle_end(l3__watch *w) {
+    if (w->left) w->idle += l3__nanoseconds() - w->left;
+    w->left = 0;
+}
+
 /* Every tenth of a second, whether this thread lost its core more than 70 times a second since (an idle Linux: about 20; beside
- * a busy process: 200 and more). A core counts as shared at first, and for a second after it was. */
+ * a busy process: 200 and more). A core counts as shared at first, and for a second after it was. If the thread was off it
+ * for a quarter of the time, too, a worker is to rest. */
 L3__FN void l3__watch_core(l3_pool *p, l3__watch *w) {
     const int      this_thread = 1; /* RUSAGE_THREAD, which <sys/resource.h> gives with _GNU_SOURCE alone */
-    const uint64_t now         = l3__nanoseconds();
+    const uint64_t now = l3__nanoseconds(), time = now - w->since;
     struct rusage  use;
-    if ((w->since && now - w->since < 100000000u) || getrusage(this_thread, &use) != 0) return;
+    if ((w->since && time < 100000000u) || getrusage(this_thread, &use) != 0) return;
+    const uint64_t used  = l3__time_of(&use.ru_utime) + l3__time_of(&use.ru_stime);
+    const bool     often = w->since && (uint64_t)(use.ru_nivcsw - w->switches) * 14000000u > time;
     if (!w->since) w->calm = 8;
-    if ((uint64_t)(use.ru_nivcsw - w->switches) * 14000000u > now - w->since && w->since) w->calm = 0;
+    if (often) w->calm = 0;
     else if (w->calm < 10) w->calm++;
+    if (often && w->idle + (used - w->used) < time - time / 4) __atomic_fetch_add(&p->tired, 1, __ATOMIC_RELAXED);
     if (w->crowded != (w->calm < 10)) __atomic_fetch_add(&p->crowded, w->crowded ? UINT32_MAX : 1u, __ATOMIC_RELAXED);
     w->crowded  = w->calm < 10;
     w->since    = now;
+    w->idle     = 0;
+    w->used     = used;
     w->switches = use.ru_nivcsw;
+}
+
+/* A worker rests if one shall and fewer than half of them do. p->lock is held. */
+L3__FN void l3__rest(l3_pool *p, l3__watch *w) {
+    if (__atomic_exchange_n(&p->tired, 0, __ATOMIC_RELAXED) == 0 || p->resting >= (p->workers + 1) / 2) return;
+    const uint64_t  until = l3__nanoseconds() + L3__REST;
+    struct timespec at;
+    at.tv_sec  = (time_t)(until / 1000000000u);
+    at.tv_nsec = (long)(until % 1000000000u);
+    p->resting++;
+    while (!p->stop && pthread_cond_timedwait(&p->rest, &p->lock, &at) == 0) {
+    }
+    p->resting--;
+    w->since = 0;
+}
+
+L3__FN void l3__rest_init(l3_pool *p) {
+    pthread_condattr_t monotonic;
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_cond_init(&p->rest, &monotonic);
+    pthread_condattr_destroy(&monotonic);
 }
 
 L3__FN bool l3__patient(const l3_pool *p, uint64_t *until) {
@@ -3536,6 +3582,10 @@ L3__FN bool l3__patient(const l3_pool *p, uint64_t *until) {
 }
 #else
 L3__FN void l3__watch_core(l3_pool *p, l3__watch *w) { (void)p, (void)w; }
+L3__FN void l3__rest(l3_pool *p, l3__watch *w) { (void)p, (void)w; }
+L3__FN void l3__rest_init(l3_pool *p) { pthread_cond_init(&p->rest, NULL); }
+L3__FN void l3__idle_begin(l3__watch *w) { (void)w; }
+L3__FN void l3__idle_end(l3__watch *w) { (void)w; }
 L3__FN bool l3__patient(const l3_pool *p, uint64_t *until) {
     (void)p, (void)until;
     return false;
@@ -3559,12 +3609,16 @@ L3__FN void l3__pool_work(l3_pool *p) {
 L3__FN void *l3__pool_thread(void *arg) {
     l3_pool  *p    = (l3_pool *)arg;
     uint32_t  seen = 0;
-    l3__watch core = {0, 0, 0, false};
+    l3__watch core;
+    memset(&core, 0, sizeof core);
     for (;;) {
         l3__watch_core(p, &core);
         l3__spin(p, &p->run, seen, false);
         pthread_mutex_lock(&p->lock);
+        l3__rest(p, &core);
+        l3__idle_begin(&core);
         while (p->run == seen && !p->stop) pthread_cond_wait(&p->wake, &p->lock);
+        l3__idle_end(&core);
         const bool stop = p->stop, join = p->open;
         seen = p->run;
         if (join) __atomic_fetch_add(&p->inside, 1, __ATOMIC_RELAXED);
@@ -3580,6 +3634,7 @@ L3__FN void *l3__pool_thread(void *arg) {
 
 L3__FN void l3__pool_run(void *user, uint32_t n, void (*piece)(void *arg, uint32_t i), void *arg) {
     l3_pool *p = (l3_pool *)user;
+    l3__idle_end(&p->caller);
     pthread_mutex_lock(&p->lock);
     p->piece = piece;
     p->arg   = arg;
@@ -3594,6 +3649,7 @@ L3__FN void l3__pool_run(void *user, uint32_t n, void (*piece)(void *arg, uint32
     l3__watch_core(p, &p->caller);
     pthread_mutex_lock(&p->lock);
     p->open = false;
+    l3__idle_begin(&p->caller);
     while (__atomic_load_n(&p->inside, __ATOMIC_ACQUIRE) != 0) pthread_cond_wait(&p->left, &p->lock);
     pthread_mutex_unlock(&p->lock);
 }
@@ -3608,6 +3664,7 @@ L3_API int l3_pool_init(l3_pool **pool, uint32_t threads, void *mem, size_t size
     pthread_mutex_init(&p->lock, NULL);
     pthread_cond_init(&p->wake, NULL);
     pthread_cond_init(&p->left, NULL);
+    l3__rest_init(p);
     if (threads > L3_MAX_THREADS) threads = L3_MAX_THREADS;
     for (; p->workers + 1 < threads; p->workers++) {
         const int io = pthread_create(&p->threads[p->workers], NULL, l3__pool_thread, p);
@@ -3634,11 +3691,13 @@ L3_API void l3_pool_free(l3_pool *p) {
     p->stop = true;
     __atomic_store_n(&p->run, p->run + 1, __ATOMIC_RELEASE); /* for who does not sleep */
     pthread_cond_broadcast(&p->wake);
+    pthread_cond_broadcast(&p->rest);
     pthread_mutex_unlock(&p->lock);
     for (uint32_t i = 0; i < p->workers; i++) pthread_join(p->threads[i], NULL);
     pthread_mutex_destroy(&p->lock);
     pthread_cond_destroy(&p->wake);
     pthread_cond_destroy(&p->left);
+    pthread_cond_destroy(&p->rest);
 }
 
 #define L3__READS 16

@@ -1461,6 +1461,37 @@ TEST(small_kv_caches) {
     if (test_verbose()) fprintf(stderr, "  loss with f16: %.3g, with q8_0: %.3g\n", most[1], most[2]);
 }
 
+#if defined(L3_THREADS) && defined(__linux__)
+static void count_piece(void *arg, uint32_t i) { ((uint32_t *)arg)[i]++; }
+
+/* Workers that shall rest do, at most half of them; every piece is still done once, and a pool ends while they rest. */
+TEST(workers_rest) {
+    guard    mem      = guard_new(l3_pool_size(), L3_ALIGN, 0xcd);
+    l3_pool *pool     = NULL;
+    uint32_t done[64] = {0}, most = 0, runs = 0;
+    REQUIRE(l3_pool_init(&pool, 4, mem.mem, l3_pool_size(), NULL) == L3_OK);
+    for (uint32_t resting = 0; most < 2 && runs < 1000000; runs++) {
+        __atomic_store_n(&pool->tired, 1, __ATOMIC_RELAXED);
+        l3_pool_jobs(pool).run(pool, 64, count_piece, done);
+        pthread_mutex_lock(&pool->lock);
+        resting = pool->resting;
+        pthread_mutex_unlock(&pool->lock);
+        if (resting > most) most = resting;
+    }
+    for (int i = 0; i < 1000; i++, runs++) {
+        __atomic_store_n(&pool->tired, 1, __ATOMIC_RELAXED);
+        l3_pool_jobs(pool).run(pool, 64, count_piece, done);
+    }
+    pthread_mutex_lock(&pool->lock);
+    if (pool->resting > most) most = pool->resting;
+    pthread_mutex_unlock(&pool->lock);
+    CHECK_EQ(most, 2);
+    for (int i = 0; i < 64; i++) CHECK_EQ(done[i], runs);
+    l3_pool_free(pool);
+    CHECK(guard_free(&mem));
+}
+#endif
+
 int main(void) {
     RUN(every_batch_and_split);
     RUN(every_window_and_alignment);
@@ -1502,5 +1533,8 @@ int main(void) {
     RUN(damaged_rows);
     RUN(small_kv_caches);
     free_pools();
+#if defined(L3_THREADS) && defined(__linux__)
+    RUN(workers_rest);
+#endif
     return test_report("plumbing");
 }
