@@ -160,7 +160,7 @@ $(B)/tests/cuda/test_session: tests/cuda/test_session.c $(B)/tests/cuda/emulated
 
 $(B)/tests/cuda/generate-cuda: examples/generate_cuda.cu $(B)/tests/cuda/emulated.o
 	$(CXXCOMPILE) $(filter-out -std=%,$(L3FLAGS)) -DL3_CUDA_DECLARATIONS -x c++ -include tests/cuda/emulator.h -MF $@.d -c $< -o $@.o
-	$(CXX) $@.o $(B)/tests/cuda/emulated.o -o $@ $(LDFLAGS) $(LIBS)
+	$(CXX) $(CFLAGS) $@.o $(B)/tests/cuda/emulated.o -o $@ $(LDFLAGS) $(LIBS)
 
 $(B)/tests/cuda/l3-bench-cuda: tools/l3_bench_cuda.c $(B)/tests/cuda/emulated.o $(B)/libl3.a
 	$(COMPILE) -DL3_CUDA_EMULATED -MF $@.d $< $(B)/tests/cuda/emulated.o -o $@ $(LDFLAGS) -lstdc++ $(LINKED)

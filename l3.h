@@ -4828,7 +4828,12 @@ L3_API int l3_lookup_begin(l3_work *w, const int32_t *tokens, uint32_t n, l3_err
 
 /* >>forward ------------------------------------------------------------------------------------------------------- */
 
-#define L3__SHARE 4u   /* positions of a token that pass by its rows together */
+/* Positions of a token that pass by its rows together; a device has little stack. */
+#ifdef L3_NO_STDIO
+#define L3__SHARE 1u
+#else
+#define L3__SHARE 4u
+#endif
 #define L3__SLACK 8.0f /* in fast mode the peak rises so far above a score that passes it: few sums are rescaled */
 
 /* n <= L3__TILE more rows for positions p ... p + some - 1, none of whose scores (some, L3__TILE) is above its peak. They
