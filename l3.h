@@ -3487,7 +3487,7 @@ struct l3_pool {
     uint32_t        run;          /* number of the current run, atomic */
     uint32_t        next, inside; /* atomic */
     uint32_t        crowded;      /* how many threads share a core with something else, atomic */
-    uint32_t        tired;        /* how many workers shall rest, atomic */
+    uint32_t        tired;        /* not 0: a worker shall rest, atomic */
     l3__watch       caller;       /* of who calls l3__pool_run */
     bool            open, stop;
     uint32_t        n;
@@ -3543,7 +3543,7 @@ L3__FN void l3__watch_core(l3_pool *p, l3__watch *w) {
     if (!w->since) w->calm = 8;
     if (often) w->calm = 0;
     else if (w->calm < 10) w->calm++;
-    if (often && w->idle + (used - w->used) < time - time / 4) __atomic_fetch_add(&p->tired, 1, __ATOMIC_RELAXED);
+    if (often && w->idle + (used - w->used) < time - time / 4) __atomic_store_n(&p->tired, 1, __ATOMIC_RELAXED);
     if (w->crowded != (w->calm < 10)) __atomic_fetch_add(&p->crowded, w->crowded ? UINT32_MAX : 1u, __ATOMIC_RELAXED);
     w->crowded  = w->calm < 10;
     w->since    = now;
@@ -3552,7 +3552,7 @@ L3__FN void l3__watch_core(l3_pool *p, l3__watch *w) {
     w->switches = use.ru_nivcsw;
 }
 
-/* A worker rests if one shall and fewer than half of them do. p->lock is held. */
+/* A worker rests if one shall, at most half of them (rounded up) at a time. p->lock is held. */
 L3__FN void l3__rest(l3_pool *p, l3__watch *w) {
     if (__atomic_exchange_n(&p->tired, 0, __ATOMIC_RELAXED) == 0 || p->resting >= (p->workers + 1) / 2) return;
     const uint64_t  until = l3__nanoseconds() + L3__REST;
