@@ -50,11 +50,9 @@ SANITIZE = CFLAGS="-O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined 
 KERNELS  = $(B)/tests/test_kernels $(B)/tests/test_kernels_amx $(B)/tests/test_plumbing
 sanitize:
 	@$(MAKE) --no-print-directory B=build/sanitize $(SANITIZE) PLAIN=-DL3_NO_SIMD= test \
-	    TESTS='$(patsubst $(B)/%,build/sanitize/%,$(filter-out $(KERNELS),$(TESTS)))' \
+	    TESTS='$(TESTS:$(B)/%=build/sanitize/%)' \
 	    SCRIPTS='$(filter-out tests/test_headers.sh tests/test_instructions.sh tests/test_porting.sh tests/test_projects.sh tests/test_sizes.sh,$(SCRIPTS))'
-	@$(MAKE) --no-print-directory B=build/sanitize/simd $(SANITIZE) test \
-	    TESTS='$(KERNELS:$(B)/%=build/sanitize/simd/%)' SCRIPTS= EXAMPLES= TOOLS=
-$(B)/l3.o: override PLAIN = # compiled once for many
+$(KERNELS) $(B)/l3.o: override PLAIN =
 
 ## the plain C path gives the same bits on every machine that has a cross compiler and an emulator here
 cross:
