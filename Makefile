@@ -7,8 +7,8 @@ B       = build
 FUZZ_SECONDS = 240
 NVCC   := $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
 
-# What the code is written for, whatever CFLAGS says: no contraction, so that exact mode gives the same bits everywhere; gnu99,
-# because with c99 gcc computes floats in double on s390x.
+# What the code is written for, whatever CFLAGS says: no contraction in tools and tests either (the headers switch it off for
+# themselves); gnu99, because with c99 gcc computes floats in double on s390x.
 L3FLAGS = -std=gnu99 -ffp-contract=off -D_POSIX_C_SOURCE=200809L -D_FILE_OFFSET_BITS=64 $(THREADS)
 COMPILE = $(CC) $(CFLAGS) $(L3FLAGS) $(CPPFLAGS) $(PLAIN) -MMD -MP
 LIBS    = -lm
@@ -125,7 +125,8 @@ $(B)/tests/test_%: tests/test_%.c $(B)/tests/ref.o $(B)/tests/make_model.o $(B)/
 # Machine code from Turing to Hopper, and PTX for what comes after.
 GPUS       = 75 80 86 89 90
 NVCCFLAGS  = -O3 -std=c++17 -diag-suppress 1675 $(foreach g,$(GPUS),-gencode arch=compute_$(g),code=sm_$(g)) \
-             -gencode arch=compute_90,code=compute_90 -t 0 -Werror all-warnings -Xcompiler -Wall,-Wextra,-Werror -MMD -MP
+             -gencode arch=compute_90,code=compute_90 -t 0 $(NVCCWARN) -MMD -MP
+NVCCWARN   = -Werror all-warnings -Xcompiler -Wall,-Wextra,-Werror
 # Where nvcc's headers are, by its own word: the nvcc that is found may be a script or a link far from them.
 CUDA_HEADERS = $(shell $(NVCC) --dryrun -c tools/l3_bench_cuda.c 2>&1 | sed -n 's/^.* INCLUDES=//p' | tr -d '"')
 
@@ -141,7 +142,7 @@ $(B)/l3-bench-cuda: tools/l3_bench_cuda.c $(B)/l3_cuda.o $(B)/libl3.a
 	$(NVCC) $@.o $(B)/l3_cuda.o -o $@ $(LINKED)
 
 $(B)/tests/test_cuda_gpu: tests/cuda/test_session.c $(B)/l3_cuda.o $(B)/tests/make_model.o
-	$(COMPILE) -MF $@.d -c $< -o $@.o
+	$(COMPILE) $(patsubst -I%,-isystem %,$(CUDA_HEADERS)) -MF $@.d -c $< -o $@.o
 	$(NVCC) $@.o $(B)/l3_cuda.o $(B)/tests/make_model.o -o $@ $(LIBS)
 
 # CUDA on the CPU

@@ -37,10 +37,10 @@
  * STACK    A few kilobytes; in L3_FAST above plain C up to 44 KB, at L3_LEVEL_AMX 88 KB, in every thread that takes part (panels
  *          of weights), but not at the levels L3_LEVEL_DSP, HELIUM and RVV.
  * NUMBERS  For one build, mode and level, results are the same bits however the bytes arrive (mapped, read, any window,
- *          alignment, cache, threads, batch). In L3_EXACT they are the same at every level. Built without fast-math and
- *          contraction (gcc: -ffp-contract=off), with floats computed as floats (FLT_EVAL_METHOD 0: on 32-bit x86 -msse2
- *          -mfpmath=sse, on s390x -std=gnu99 instead of c99), they are the same on every IEEE-754 machine: exp, sin, cos, pow
- *          and sqrt are ours.
+ *          alignment, cache, threads, batch). In L3_EXACT they are the same at every level. Built without fast-math, with
+ *          floats computed as floats (FLT_EVAL_METHOD 0: on 32-bit x86 -msse2 -mfpmath=sse, on s390x -std=gnu99 instead of
+ *          c99), they are the same on every IEEE-754 machine: exp, sin, cos, pow and sqrt are ours. Contraction is switched off
+ *          for the implementation with gcc and, unless told -ffp-contract=fast, clang; with others it must be.
  *
  * Sections: >>status >>source >>types >>jobs >>lookup >>allocation, then the implementation:
  *           >>base >>math >>rows >>matmul >>fixed >>vectors >>levels >>threads >>files >>cache >>chunks >>forward >>lzw,
@@ -541,6 +541,15 @@ int    strncmp(const char *a, const char *b, size_t n);
 #endif
 #if !defined(L3_NO_STDIO)
 #include <stdlib.h> /* getenv */
+#endif
+
+/* A compiler would fuse products and sums in one copy of a loop and not in the next: results would depend on the batch. clang's
+ * -ffp-contract=fast has the last word all the same. */
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT OFF
+#elif defined(__GNUC__)
+#pragma GCC push_options
+#pragma GCC optimize("fp-contract=off")
 #endif
 
 #ifdef __cplusplus
@@ -5629,6 +5638,11 @@ L3_API int l3_alloc_finish(l3_alloc *x, uint32_t row_count, uint32_t max_rows, i
 
 #ifdef __cplusplus
 }
+#endif
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT DEFAULT
+#elif defined(__GNUC__)
+#pragma GCC pop_options
 #endif
 #endif /* L3_IMPLEMENTATION */
 

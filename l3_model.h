@@ -253,7 +253,8 @@ L3_API l3_level l3_session_level(const l3_session *session);
  * not match their checksum (L3_ERR_CHECKSUM from l3_model_verify(), or when rows are read) are a bad flash; sound bytes and
  * L3_ERR_SELFTEST a bad port: compiler, options, kernels. L3_EXACT must give the same bits, L3_FAST stays within a bound.
  * *difference, if not NULL, gets the largest difference, as a part of the range from the lowest to the highest stored logit;
- * below a millionth in L3_EXACT it comes from contraction (NUMBERS in l3.h) and is harmless; fast-math does more harm.
+ * below a millionth in L3_EXACT it comes from a compiler that contracts (NUMBERS in l3.h) and is harmless; fast-math does
+ * more harm.
  * The session must be at position 0 (L3_ERR_ARGUMENT) and is there again afterwards, whatever the result. It takes the time and
  * the context of l3_info.selftest_tokens. L3_ERR_UNSUPPORTED: the file has no self-test. Else the errors of l3_prefill(). */
 #define L3_SELFTEST_BOUND 0.0625f /* of L3_FAST */
@@ -366,6 +367,14 @@ L3_API uint64_t l3_random(uint64_t *state);
 
 #if defined(L3_IMPLEMENTATION) && !defined(L3__MODEL_IMPLEMENTED)
 #define L3__MODEL_IMPLEMENTED
+
+/* No contraction, as in l3.h. */
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT OFF
+#elif defined(__GNUC__)
+#pragma GCC push_options
+#pragma GCC optimize("fp-contract=off")
+#endif
 
 #ifdef __cplusplus
 extern "C" {
@@ -3277,5 +3286,10 @@ L3_API int l3_sample(l3_sampler *s, const float *logits, int32_t *id, l3_error *
 
 #ifdef __cplusplus
 }
+#endif
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT DEFAULT
+#elif defined(__GNUC__)
+#pragma GCC pop_options
 #endif
 #endif /* L3_IMPLEMENTATION */

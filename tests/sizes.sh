@@ -45,7 +45,7 @@ build() { # machine, set: $work/unit.o and its call graph
     if [ "$2" = linked ]; then header=tests/sizes_program.c; fi
     printf '#define L3_IMPLEMENTATION\n#include "%s/%s"\n' "$PWD" $header >>"$work/unit.c"
     # shellcheck disable=SC2046 # a list
-    $(compiler_of "$1") -std=gnu99 -ffp-contract=off -Os -fno-asynchronous-unwind-tables -fcallgraph-info=su \
+    $(compiler_of "$1") -std=gnu99 -Os -fno-asynchronous-unwind-tables -fcallgraph-info=su \
         -ffunction-sections -fdata-sections -c "$work/unit.c" -o "$work/unit.o"
     if [ "$2" = linked ]; then # what program() reaches
         mv "$work/unit.o" "$work/whole.o"

@@ -153,13 +153,6 @@ static inline void test_run(const char *name, void (*fn)(void)) {
     }
 }
 
-/* False where the compiler fuses a * b + c, or worse: such builds give other bits at every level. */
-static inline int test_plain_arithmetic(void) {
-    volatile float a = 1 + 0x1p-12f, c = -1 - 0x1p-11f;
-    const float    x = a, y = c, fused = x * x + y;
-    return fused == 0.0f; /* 0x1p-24 is lost when the product is rounded */
-}
-
 #define TEST(name) static void name(void)
 #define RUN(fn)    test_run(#fn, fn)
 

@@ -57,7 +57,7 @@ images() {
     check "a C file" eval 'ends 0 && [ -s stories.c ]'
     check "the same image and header" eval 'cmp -s stories.bin first.bin && cmp -s stories.h first.h'
     check "the header has the size" grep -q "STORIES_SIZE $(wc -c <stories.bin | tr -d ' ')u" stories.h
-    run $cc -std=gnu99 -O1 -Wall -Wextra -Werror -ffp-contract=off -include stories.h -DIMAGE=stories -DIMAGE_SIZE=STORIES_SIZE \
+    run $cc -std=gnu99 -O1 -Wall -Wextra -Werror -include stories.h -DIMAGE=stories -DIMAGE_SIZE=STORIES_SIZE \
         -DALIGN=256 -c "$root/tests/embedded.c" -o program.o
     check "the program compiles" ends 0
     for source in stories.S stories.c; do

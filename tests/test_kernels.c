@@ -86,7 +86,6 @@ static void check_product(const l3__kernels *k, const product *p, size_t ys) {
 
 TEST(products_with_float_activations) {
     test_rng r = {1};
-    if (!test_plain_arithmetic()) SKIP("this build fuses multiplications and additions");
     for (int level = FIRST_LEVEL; l3_level_name(level); level++) {
         const l3__kernels *k = l3__kernels_of(level);
         for (int i = 0; k && i < test_some(120); i++) {
@@ -100,7 +99,6 @@ TEST(products_with_float_activations) {
 /* Keys of small heads; sums of zeros have a sign, too. */
 TEST(products_with_short_rows) {
     test_rng r = {4};
-    if (!test_plain_arithmetic()) SKIP("this build fuses multiplications and additions");
     for (int level = FIRST_LEVEL; l3_level_name(level); level++) {
         const l3__kernels *k = l3__kernels_of(level);
         for (uint32_t i = 0; k && i < 300; i++) {
@@ -208,15 +206,14 @@ static void check_turns(const l3__kernels *k, test_rng *r, uint32_t n) {
 }
 
 TEST(vectors_as_in_plain_c) {
-    const bool plain = test_plain_arithmetic(); /* else sums of rows are fused here and not there */
-    test_rng   r     = {2};
+    test_rng r = {2};
     for (int level = FIRST_LEVEL; l3_level_name(level); level++) {
         const l3__kernels *k = l3__kernels_of(level);
         for (uint32_t n = 1; k && n < 200; n += test_quick() ? 13 : 1) {
             check_vectors(k, &r, n);
             check_tile(k, &r, 1 + n % L3__TILE);
-            if (plain) check_rows(k, &r, 1 + n, 1 + n % L3__TILE);
-            if (plain) check_turns(k, &r, n);
+            check_rows(k, &r, 1 + n, 1 + n % L3__TILE);
+            check_turns(k, &r, n);
         }
     }
 }

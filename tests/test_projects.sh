@@ -15,7 +15,7 @@ trap 'rm -rf "$work"' EXIT
 . tests/shell.sh
 has() { command -v "$1" >/dev/null 2>&1; }
 warnings="-Wall -Wextra -Werror"
-flags="-O0 -ffp-contract=off -I$projects -I$root -I$work -I$root/tests/stubs" # with L3_NO_STDIO there are no kernels to compile
+flags="-O0 -I$projects -I$root -I$work -I$root/tests/stubs" # with L3_NO_STDIO there are no kernels to compile
 cc=${CC:-cc}
 
 run "$build/generate" "$model" -p "Once upon a time" -n 32 -t 0 -c 48 --exact --kv q8_0 --quiet

@@ -46,7 +46,7 @@ if ! command -v qemu-system-arm >/dev/null || ! command -v arm-none-eabi-gcc >/d
     skip "no qemu-system-arm and arm-none-eabi-gcc to paint a stack with"
 else
     sh tests/sizes.sh --calls m4 all >"$work/told"
-    run arm-none-eabi-gcc -mthumb -mcpu=cortex-m4 -mfloat-abi=hard -mfpu=fpv4-sp-d16 -std=gnu99 -ffp-contract=off -Os -nostartfiles \
+    run arm-none-eabi-gcc -mthumb -mcpu=cortex-m4 -mfloat-abi=hard -mfpu=fpv4-sp-d16 -std=gnu99 -Os -nostartfiles \
         -Wl,--section-start=.vectors=0,-Ttext=0x100,-Tbss=0x20000000,-e,reset "-DMODEL_FILE=\"$model\"" \
         tests/painted_stack.c tests/model_object.S -o "$work/painted.elf"
     [ "$rc" -ne 0 ] || run timeout 60 qemu-system-arm -M mps2-an386 -nographic -semihosting-config enable=on,target=native \
