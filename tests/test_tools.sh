@@ -174,6 +174,12 @@ perplexity() {
         run "$build/l3-eval" "$model" --text "$work/text.txt" $how
         check "perplexity with $how" cmp -s "$work/out" "$work/text"
     done
+    run "$build/l3-eval" "$model" --text "$work/text.txt" --exact
+    cp "$work/out" "$work/text"
+    run "$build/l3-eval" "$model" --text "$work/text.txt" --exact --decode
+    check "perplexity token by token" eval 'ends 0 && cmp -s "$work/out" "$work/text"'
+    run "$build/l3-eval" "$model" --encode "$work/text.txt" --decode
+    check "--decode without a text to predict" refused 2
     run "$build/l3-eval" "$model" --text "$work/text.txt" --window 1000
     check "a window above the context" refused 1
     printf '\n<|endoftext|>\n<|endoftext|>\n' >"$work/none.txt"
@@ -285,6 +291,12 @@ bench() {
     run "$build/l3-bench" "$model" -j 1,2 -p 8,16 -n 4 -r 2 --source read --cache 64K --json
     if command -v python3 >/dev/null; then check "l3-bench --json" is_json; else skip "no python3 to read JSON"; fi
     check "four cases" eval '[ "$(grep -o prefill_tok_s "$work/out" | wc -l)" -eq 4 ] && says out "\"floor_gb_s\""'
+    for level in plain avx2 avx512 bf16 amx; do
+        run env L3_LEVEL=$level "$build/l3-bench" "$model" -j 2 -p 8 -n 1 -r 1
+        ends 0 || continue # not on this machine
+        case $level in plain) none=! ;; *) none= ;; esac
+        check "the floor of prompts, $level" eval "$none"' says out "^ *peak products .*billion/s" && says out "^ *memory floor "'
+    done
     for type in q8_0 q4_0 f16 bf16 f32; do
         run env TMPDIR="$work" "$build/l3-bench" --synthetic 110M --dim 64 --blocks 2 --ffn 96 --heads 4 --kv-heads 2 --vocab 300 \
             --rows 900 --k 20 --d-emb 32 --type $type -p 4 -n 4 -r 1

@@ -145,12 +145,12 @@ static inline double kv_bytes(const l3_info *info, int kv_type, double position)
 }
 
 /* The type of the model's largest kind of weights. */
-static inline const char *weight_type(const l3_model *model) {
+static inline int weight_type(const l3_model *model) {
     char             name[64];
     const l3_tensor *t;
     for (uint32_t i = 0; (t = l3_model_tensor(model, i, name)) != NULL; i++)
-        if (cli_has(name, ".ffn_up")) return l3_type_name(t->type);
-    return "";
+        if (cli_has(name, ".ffn_up")) return t->type;
+    return L3_F32;
 }
 
 /* ---- which tokens ---- */

@@ -138,6 +138,8 @@ static inline uint64_t cli_peak_rss(void) {
     return GetProcessMemoryInfo(GetCurrentProcess(), &m, sizeof m) ? m.PeakWorkingSetSize : 0;
 }
 
+static inline void cli_forget_peak_rss(void) {}
+
 static inline uint32_t cli_cores(void) {
     SYSTEM_INFO info;
     GetSystemInfo(&info);
@@ -171,6 +173,7 @@ static inline void cli_platform_start(int *argc, char ***argv) {
 }
 
 static inline uint64_t cli_peak_rss(void) { return 0; }
+static inline void     cli_forget_peak_rss(void) {}
 static inline uint64_t cli_process(void) { return 1; }
 static inline FILE    *cli_popen(const char *command) { return (void)command, errno = ENOSYS, NULL; }
 static inline int      cli_pclose(FILE *f) { return fclose(f); }
@@ -202,6 +205,15 @@ static inline uint64_t cli_peak_rss(void) {
 #else
     return (uint64_t)use.ru_maxrss * 1024;
 #endif
+}
+
+/* From here on the peak is counted anew, where the system can (Linux: proc_pid_clear_refs(5)). */
+static inline void cli_forget_peak_rss(void) {
+    FILE *f = fopen("/proc/self/clear_refs", "w");
+    if (f) {
+        fputs("5", f);
+        fclose(f);
+    }
 }
 
 static inline uint64_t cli_process(void) { return (uint64_t)getpid(); }
@@ -745,7 +757,8 @@ enum { CLI_MAP, CLI_READ, CLI_READ_AHEAD };
 typedef struct cli_setup {
     int      source, kv; /* choices of --source and --kv */
     bool     exact;
-    uint32_t context, threads;
+    bool     decode; /* texts go token by token, with fast mode's kernels for that */
+    uint32_t context, threads, batch;
     size_t   cache, window, pin;
 } cli_setup;
 
@@ -763,6 +776,8 @@ typedef struct cli_setup {
         "--cache", CLI_SIZE, &(s)->cache, "BYTES[K|M|G]",                      \
             "memory for rows read before, where they are not mapped (0)", 0, 0 \
     }
+#define CLI_BATCH_OPTION(s) \
+    { "--batch", CLI_U32, &(s)->batch, "N", "tokens of a prompt computed at once; 0: as many as are fast (0)", 0, 4096 }
 #define CLI_PIN_OPTION(s)                                                             \
     {                                                                                 \
         "--pin", CLI_SIZE, &(s)->pin, "BYTES[K|M|G]",                                 \
@@ -786,6 +801,7 @@ typedef struct cli_engine {
     size_t            model_size, pinned_size, session_size;
     l3_session       *session;
     l3_session_config config;
+    bool              decode; /* cli_setup.decode */
     uint32_t          threads;
     void             *model_block, *pinned_block, *session_block, *pool_block, *reader_block;
 #ifdef L3_THREADS
@@ -888,6 +904,7 @@ static inline l3_session_config cli_session_config(const cli_setup *s) {
     config.kv_type       = (int32_t)cli_kv_types[s->kv];
     config.work.mode     = s->exact ? L3_EXACT : L3_FAST;
     config.work.cache    = s->cache;
+    config.work.batch    = s->batch;
     config.work.window   = s->window;
     config.work.progress = cli_progress;
     return config;
@@ -908,6 +925,7 @@ static inline void cli_start_session(cli_engine *e, const cli_setup *s) {
     memset(&err, 0, sizeof err);
     cli_pin(e, s->pin);
     e->config = cli_session_config(s);
+    e->decode = s->decode;
     cli_start_threads(e, s->threads);
     e->session_size  = l3_session_size(e->model, &e->config); /* 0: l3_session_init says why */
     e->session_block = cli_aligned(e->session_size, "the session");

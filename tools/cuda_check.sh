@@ -1,26 +1,31 @@
 #!/bin/sh
-# cuda_check.sh - everything that a machine with an NVIDIA GPU can tell about l3_cuda.cu, in one run of some minutes: it builds,
-# tests, looks for races and bad accesses, writes a text with the tables in each place, and measures models of the paper's
-# shapes. One short table comes last. What a machine has not got is skipped, and said so.
+# cuda_check.sh - everything that a machine with an NVIDIA GPU can tell about l3_cuda.cu, in one run of less than ten minutes: it
+# builds for that GPU, tests, writes a text with the tables in each place, measures models of the paper's shapes, beside PyTorch
+# where that is installed, and looks for races and bad accesses in what time is left. One short table comes last. What a machine
+# has not got is skipped, and said so.
 #
 #     sh tools/cuda_check.sh
 #     SHAPES="0.8B 1.5B 2.6B" TYPES="f16 q8_0" sh tools/cuda_check.sh
 #
 # SHAPES     what to measure (0.8B); more of l3-bench-cuda --synthetic. They are written to TMPDIR: 10, 16 and 23 GB in F16
 # TYPES      types of their weights and rows (f16)
-# TABLES     places of tables (dense,device,host)
+# TABLES     places of tables (dense,device,host,hot)
 # BATCHES    sequences at once (1,8,64,300); PROMPTS: lengths (128,512,2048); REPEAT: repetitions (3)
 # LIMIT      seconds for each shape and type (200)
 # TEST_LIMIT seconds for the tests and for each of the two checks by compute-sanitizer, which take a part of them (120)
-# PEER       1: beside PyTorch, compiled (0); PYTHON: an interpreter that has it (python3)
-# ONLY       parts of: build tests sanitizer text speed (all)
+# DEADLINE   seconds for everything (540): what would begin or go on later is ended
+# PYTHON     an interpreter that has PyTorch (python3)
+# ONLY       parts of: build text tests speed peer sanitizer (all)
 # BUILD      where programs are built (build); NVCC: the compiler. Without one, programs that are there already are used
+# OUT        a folder that gets the output of every part and the table as they come (none)
+# L3_FIXTURES  where the models with expected logits are (../shared/fixtures)
 #
 # Ends with 1 if something that should work did not.
 # shellcheck disable=SC2317 # parts are called by their names
 set -u
 cd "$(dirname "$0")/.." || exit 1
-build=${BUILD:-build} only=${ONLY:-build tests sanitizer text speed} test_limit=${TEST_LIMIT:-120}
+build=${BUILD:-build} only=${ONLY:-build text tests speed peer sanitizer} test_limit=${TEST_LIMIT:-120}
+python=${PYTHON:-python3} deadline=${DEADLINE:-540}
 model=examples/models/books-l3.gguf
 nvcc=${NVCC:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
 failed=0
@@ -48,7 +53,7 @@ if ! has_nvcc && [ ! -x "$build/l3-bench-cuda" ]; then
 fi
 work=$(mktemp -d) || exit 1
 trap 'rm -rf "$work"' EXIT
-trap 'exit 1' INT TERM
+trap 'table; exit 1' INT TERM
 start=$(date +%s)
 
 machine() {
@@ -64,8 +69,15 @@ limited() { # seconds, name, command ...
     limit=$1 name=$2
     shift 2
     begin=$(date +%s)
+    left=$((start + deadline - begin))
+    [ "$limit" -le "$left" ] || limit=$left
+    if [ "$limit" -lt 10 ]; then
+        say "$name: skipped, DEADLINE is near"
+        return 124
+    fi
     timeout -k 10 "$limit" "$@" >"$work/log" 2>&1
     rc=$?
+    [ ! -d "${OUT:-}" ] || cp "$work/log" "$OUT/$(echo "$name" | tr -c 'A-Za-z0-9.\n' -).log"
     took=$(($(date +%s) - begin))
     case $rc in
     0) say "$name: done in $took s" ;;
@@ -80,7 +92,11 @@ limited() { # seconds, name, command ...
 
 # What hangs has failed: tests and texts take seconds.
 finished() { # name, code
-    case $2 in 124 | 137) bad "$1, ended after too long a time" ;; esac
+    case $2 in 124 | 137) bad "$1 has not ended" ;; esac
+}
+
+table() {
+    [ ! -s "$work/table" ] || awk '!/^\|(---|[^|]*model)/ || !seen[$0]++' "$work/table"
 }
 
 # ---- parts ----
@@ -90,7 +106,8 @@ do_build() {
         say "skipped: no nvcc; $build/l3-bench-cuda and its like are what was built before"
         return
     fi
-    limited 300 "build" make cuda NVCC="$nvcc" B="$build" || {
+    gpu=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -dc 0-9)
+    limited 300 "build" make cuda NVCC="$nvcc" NVCCWARN= GPUS="${gpu:-90}" B="$build" || {
         bad "nothing was built"
         touch "$work/stop"
     }
@@ -101,9 +118,10 @@ do_tests() {
         bad "tests: $build/tests/test_cuda_gpu was not built"
         return
     fi
+    [ -d "${L3_FIXTURES:-../shared/fixtures}" ] || say "skipped: the models with expected logits; L3_FIXTURES names no folder"
     limited "$test_limit" "tests" "$build/tests/test_cuda_gpu"
     finished "tests" $?
-    tail -n 3 "$work/log"
+    tail -n 12 "$work/log"
 }
 
 sanitizer() {
@@ -140,26 +158,49 @@ do_text() {
     cat "$work/log"
 }
 
-peer() { # shape
-    echo "${PYTHON:-python3} tools/peer_cuda.py --shape $1 --mode compiled --prompt {prompt} --tokens {tokens} --type {type}"
-}
-
 measure() { # shape, type
     limit=${LIMIT:-200}
-    set -- "$1" "$2" env TMPDIR="$work" "$build/l3-bench-cuda" --synthetic "$1" --type "$2" --tables "${TABLES:-dense,device,host}" \
+    set -- "$1" "$2" env TMPDIR="$work" "$build/l3-bench-cuda" --synthetic "$1" --type "$2" --tables "${TABLES:-dense,device,host,hot}" \
         -b "${BATCHES:-1,8,64,300}" -p "${PROMPTS:-128,512,2048}" -r "${REPEAT:-3}" --limit $((limit * 2 / 3))
     name="$1 $2"
-    if [ "${PEER:-0}" = 1 ]; then set -- "$@" --compare "$(peer "$1")"; fi
     shift 2
     limited "$limit" "$name" "$@"
     cat "$work/log"
     grep '^|' "$work/log" >>"$work/table"
+    grep -E 'rows after block|fetched ahead' "$work/log" | sed "s/^ */$name: /" >>"$work/rows"
+    [ ! -d "${OUT:-}" ] || cp "$work/table" "$OUT/table.md"
     rm -f "$work"/l3-bench-* # what one that was ended has left
 }
 
 do_speed() {
     for shape in ${SHAPES:-0.8B}; do
         for type in ${TYPES:-f16}; do measure "$shape" "$type"; done
+    done
+}
+
+# How many times as fast as PyTorch this is with tables on the device.
+times_faster() { # shape, type, what, PyTorch's figure
+    awk -F ' *\\| *' -v shape="$1" -v type="$2" -v what="$3" -v other="$4" '
+        / device / { for (i = 1; i <= NF; i++) if ($i == "device") at = i }
+        index($2, shape) && $3 == type && $4 == what { split($at, own, " "); if (other > 0) printf "%.2f", own[1] / other }' \
+        "$work/table"
+}
+
+do_peer() {
+    if ! "$python" -c 'import numpy, torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
+        say "skipped: $python has no PyTorch with CUDA"
+        return
+    fi
+    for shape in ${SHAPES:-0.8B}; do
+        for mode in eager compiled matmul; do
+            limited 100 "PyTorch $shape $mode" "$python" tools/peer_cuda.py --shape "$shape" --mode "$mode" --prompt 2048 \
+                --tokens 64 --repeat 3 || continue
+            head -n 1 "$work/log"
+            # shellcheck disable=SC2046 # two numbers
+            set -- $(tail -n 1 "$work/log")
+            echo "| $shape | f16 | PyTorch, $mode | prompt of 2048: $1, device $(times_faster "$shape" f16 "prompt of 2048" "$1")" \
+                "times that | decode: $2, device $(times_faster "$shape" f16 "decode, batch 1" "$2") times that |" >>"$work/table"
+        done
     done
 }
 
@@ -171,8 +212,7 @@ for part in $only; do
     [ ! -e "$work/stop" ] || break # nothing was built
 done
 say "all in $(($(date +%s) - start)) s"
-if [ -s "$work/table" ]; then
-    machine
-    awk '!/^\|(---|[^|]*model)/ || !seen[$0]++' "$work/table"
-fi
+machine
+[ ! -s "$work/rows" ] || cat "$work/rows"
+table
 exit $failed

@@ -2,11 +2,13 @@
  *
  * Every case prefills a prompt and decodes after it, several times; the median, the least and the most are printed. The
  * memory floor is the time that the same threads take to sum up the weights of the mapped file, in turns with decoding: no
- * decoder that looks at every weight can be faster, so decoding is also given as a share of it. --synthetic makes a model of
- * a real size out of random numbers, in $TMPDIR, removed at the end. */
+ * decoder that looks at every weight can be faster, so decoding is also given as a share of it, and prefill as a share of the
+ * products that the processor has for weights of this type. --synthetic makes a model of a real size out of random numbers, in
+ * $TMPDIR, removed at the end. */
 #include "../l3_model.h"
 
 #include "bench.h"
+#include "peak.h"
 
 enum { SESSIONS = 64 };
 
@@ -33,6 +35,7 @@ static const char *parse(settings *s, int argc, char **argv) {
          CLI_SOURCE_OPTION(&s->setup),
          CLI_CACHE_OPTION(&s->setup),
          CLI_KV_OPTION(&s->setup),
+         CLI_BATCH_OPTION(&s->setup),
          {"--cold", CLI_FLAG, &s->cold, "", "before each repetition the file leaves the system's cache", 0, 0},
          {"--no-lookup", CLI_FLAG, &s->without, "", "take turns with the same model having one row a token", 0, 0},
          {"--compare", CLI_TEXT, &s->peer, "COMMAND", "take turns with another program, see below", 0, 0},
@@ -42,7 +45,7 @@ static const char *parse(settings *s, int argc, char **argv) {
     };
     const cli_program program = {
         "l3-bench", "MODEL|--synthetic SHAPE [options]",
-        "Measures prefill and decode, bytes read, and the memory floor.\n"
+        "Measures prefill and decode, bytes read, and how far they are from what memory and processor allow.\n"
         "--compare: COMMAND runs once a repetition, with {model}, {threads}, {prompt} and {tokens} filled in; the\n"
         "last line that it prints is to be tokens a second: of the prompt and of decoding, or only of decoding. It "
         "may\n"
@@ -152,6 +155,32 @@ static double measure_floor(const cli_engine *e) {
     return best;
 }
 
+/* ---- the floor of prompts ---- */
+
+/* Multiply-adds of a prompt a token: the blocks, attention to half of the prompt, the head once. Rows of tables are left out. */
+static double prompt_products(const l3_model *model, uint32_t prompt) {
+    const l3_info   *info = l3_model_info(model);
+    const l3_tensor *t;
+    char             name[64];
+    double           sum = (double)info->vocab * info->dim / prompt;
+    for (uint32_t i = 0; (t = l3_model_tensor(model, i, name)) != NULL; i++)
+        if (cli_has(name, "blk.") && !cli_has(name, ".lookup_rows") && !cli_has(name, ".lookup_offsets"))
+            sum += (double)t->rows * t->cols;
+    return sum + 2.0 * info->n_heads * info->head_dim * info->n_blocks * (prompt + 1) / 2;
+}
+
+/* Multiply-adds a second of all threads, or 0. */
+static double measure_peak(const cli_engine *e, peak_unit unit) {
+    enum { PIECES = 64 };
+    const l3_jobs *jobs  = &e->config.work.jobs;
+    const double   start = cli_now();
+    if (!unit.run) return 0;
+    if (jobs->run) jobs->run(jobs->user, PIECES, peak_piece, &unit);
+    else
+        for (uint32_t i = 0; i < PIECES; i++) peak_piece(&unit, i);
+    return unit.products * PEAK_STEPS * PEAK_TIMES * PIECES / (cli_now() - start);
+}
+
 /* ---- measuring ---- */
 
 typedef struct result {
@@ -159,13 +188,15 @@ typedef struct result {
     series   open, first, prefill, decode; /* seconds, seconds, tokens/s, tokens/s */
     series   disk;                         /* bytes that came from the disk for a decoded token */
     series   floor, share;                 /* bytes/s; of decode in the speed that they allow */
+    series   peak, peak_share;             /* multiply-adds/s; of prefill in the speed that they allow */
     series   plain_prefill, plain_decode;  /* of the model without tables */
     series   peer_prefill, peer_decode;    /* of the other program */
     double   cold_rows, rows, weights; /* bytes read a decoded token: of rows, in the first and the last repetition */
     double   hits;                     /* share of its row blocks that were in the cache, in the last repetition */
     double   needed;                   /* bytes that a decoded token looks at */
-    uint64_t rss;
-    size_t   session;
+    const char *unit;                  /* what multiplies in prefill */
+    uint64_t    rss;
+    size_t      session;
 } result;
 
 /* An engine as a case wants it, and the sessions beside the first one. */
@@ -253,6 +284,15 @@ static void repeat_plain(stand *b, const int32_t *ids, uint32_t steps, result *r
     add(&r->plain_decode, (double)steps * b->n / l.decode);
 }
 
+static void repeat_peak(const settings *s, const cli_engine *e, result *r) {
+    const peak_unit unit = peak_of(l3_session_level(e->session), weight_type(e->model), s->setup.exact);
+    const double    peak = measure_peak(e, unit);
+    if (!(peak > 0)) return;
+    r->unit = unit.name;
+    add(&r->peak, peak);
+    add(&r->peak_share, r->prefill.values[r->prefill.n - 1] * prompt_products(e->model, r->prompt) / peak);
+}
+
 /* The floor beside the next repetition that has none yet. */
 static void repeat_floor(const cli_engine *e, result *r) {
     const double floor = measure_floor(e);
@@ -282,6 +322,7 @@ static bool floor_in_turns(const settings *s, const cli_engine *e) {
 
 static void run_case(const settings *s, const char *path, const char *plain_path, const int32_t *ids, result *r) {
     static stand e, plain;
+    cli_forget_peak_rss();
     r->context = s->setup.context ? s->setup.context : r->prompt + s->tokens;
     for (uint32_t i = 0; i < s->repetitions; i++) {
         if (i == 0 && plain_path) stand_open(&plain, s, plain_path, r);
@@ -296,6 +337,7 @@ static void run_case(const settings *s, const char *path, const char *plain_path
         repeat_once(&e, ids, s->tokens, r);
         if (i + 1 == s->repetitions) r->rss = cli_peak_rss();
         if (floor_in_turns(s, &e.engine)) repeat_floor(&e.engine, r);
+        if (r->prompt > 1) repeat_peak(s, &e.engine, r);
         if (plain_path) repeat_plain(&plain, ids, s->tokens, r);
         if (s->peer) repeat_peer(s, path, r);
     }
@@ -353,7 +395,12 @@ static void print_case(const settings *s, const result *r) {
     printf("  %-13s %10s a token in the first repetition, %s in the last; cache %.0f%%; and %s of weights\n",
            "rows read", cli_bytes(r->cold_rows), cli_bytes(r->rows), 100 * r->hits, cli_bytes(r->weights));
     printf("  %-13s %10s a token while decoding\n", "from the disk", cli_bytes(median(&r->disk)));
-    printf("  %-13s %10s so far\n", "peak memory", cli_bytes((double)r->rss));
+    printf("  %-13s %10s%s\n", "peak memory", cli_bytes((double)r->rss), s->without ? " with both models" : "");
+    if (r->peak.n) {
+        print_series("peak products", &r->peak, 1e-9, "billion/s");
+        printf("  %-13s %10.1f tokens/s by %s; prefill is %.0f%% of that\n", "",
+               median(&r->prefill) / median(&r->peak_share), r->unit, 100 * median(&r->peak_share));
+    }
     if (!r->floor.n) return;
     print_series("memory floor", &r->floor, 1e-9, "GB/s");
     printf("  %-13s %10.1f tokens/s at %s a token; decode is %.0f%% of that\n", "", median(&r->floor) / r->needed,
@@ -369,6 +416,7 @@ static void json_case(const settings *s, const result *r, const char *type) {
     cli_json_u64("sessions", s->sessions);
     cli_json_u64("context", r->context);
     cli_json_u64("cache_bytes", s->setup.cache);
+    cli_json_u64("batch", s->setup.batch);
     cli_json_bool("exact", s->setup.exact);
     cli_json_bool("cold", s->cold);
     json_series("prefill", &r->prefill, 1, "_tok_s");
@@ -388,6 +436,8 @@ static void json_case(const settings *s, const result *r, const char *type) {
     json_series("floor", &r->floor, 1e-9, "_gb_s");
     json_series("floor", &r->floor, 1 / r->needed, "_tok_s");
     json_series("floor", &r->share, 1, "_share");
+    json_series("peak", &r->peak, 1e-9, "_billion_products_s");
+    json_series("peak", &r->peak_share, 1, "_share");
     cli_json_u64("session_bytes", r->session);
     cli_json_u64("rss_bytes", r->rss);
     putchar('}');
@@ -396,7 +446,7 @@ static void json_case(const settings *s, const result *r, const char *type) {
 static void print_all(const settings *s, const char *path, result *results, uint32_t n) {
     cli_engine e;
     cli_open_model(&e, path, 0);
-    const char *type = weight_type(e.model), *name = e.info->name[0] ? e.info->name : path;
+    const char *type = l3_type_name(weight_type(e.model)), *name = e.info->name[0] ? e.info->name : path;
     if (s->json) {
         printf("{\"model\": ");
         cli_json_string(name);

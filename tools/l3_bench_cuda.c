@@ -12,7 +12,13 @@
 
 #include "bench.h"
 
-enum { STREAM = 1 << 16, TRACES = 5, LAYERS = 8, STAGING = 64 << 20 /* l3_cuda_config's default */ };
+enum {
+    STREAM       = 1 << 16,
+    TRACES       = 5,
+    LAYERS       = 8,
+    STAGING      = 64 << 20 /* l3_cuda_config's default */,
+    HOST_STAGING = 512 << 20
+};
 
 /* ---- options ---- */
 
@@ -57,7 +63,7 @@ static const char *parse(settings *s, int argc, char **argv) {
            "                           device; in host memory; there, and hot rows on the device; in the file",
           0, 0},
          {"--hot", CLI_U32, &s->hot, "PERCENT", "share of the tables that \"hot\" keeps on the device (30)", 1, 100},
-         {"--text", CLI_TEXT, &s->text, "FILE", "take the tokens from here (random, as often as they have rows)", 0, 0},
+         {"--text", CLI_TEXT, &s->text, "FILE", "take the tokens from here (random, as Zipf has them)", 0, 0},
          {"--kv", CLI_CHOICE, &s->kv, "f16|f32", "type of the KV cache (f16)", 0, 0},
          CLI_EXACT_OPTION(s),
          {"--no-graph", CLI_FLAG, &s->no_graph, "", "launch kernels one by one", 0, 0},
@@ -134,28 +140,30 @@ typedef struct stream {
     double   rows; /* mean of a token, in the first lookup layer */
 } stream;
 
-/* The token that owns a row. */
-static int32_t owner(const int32_t *offsets, uint32_t vocab, int32_t row) {
-    uint32_t low = 0, high = vocab;
-    while (high - low > 1) {
-        const uint32_t middle = low + (high - low) / 2;
-        if (offsets[middle] <= row) low = middle;
-        else high = middle;
+/* As Zipf has them: token t with a probability proportional to 1 / (t + 1), by which rows of synthetic models are allotted. */
+static void random_tokens(uint32_t vocab, int32_t *ids, size_t n) {
+    double  *sum   = (double *)cli_malloc(vocab * sizeof *sum); /* of the tokens up to this one */
+    uint64_t state = 1;
+    for (uint32_t t = 0; t < vocab; t++) sum[t] = (t ? sum[t - 1] : 0) + 1.0 / (t + 1);
+    for (size_t i = 0; i < n; i++) {
+        const double at  = (double)(l3_random(&state) >> 11) * 0x1p-53 * sum[vocab - 1];
+        uint32_t     low = 0, high = vocab - 1; /* the first token whose sum is above */
+        while (low < high) {
+            const uint32_t middle = low + (high - low) / 2;
+            if (sum[middle] > at) high = middle;
+            else low = middle + 1;
+        }
+        ids[i] = (int32_t)low;
     }
-    return (int32_t)low;
+    free(sum);
 }
 
-/* Of a text, or each token as often as it has rows: rows are allotted by how often tokens come. */
 static stream choose_tokens(const settings *s, const l3_model *model, size_t n) {
     const l3_lookup *l       = l3_model_lookup(model, 0, NULL);
-    const uint32_t   vocab   = l3_model_info(model)->vocab;
     int32_t         *offsets = l ? cli_offsets(l) : NULL;
     stream           t       = {(int32_t *)cli_malloc(n * sizeof(int32_t)), n, 0};
-    uint64_t         state   = 1;
     if (s->text) take_text(model, s->text, t.ids, n);
-    for (size_t i = 0; i < n && !s->text; i++)
-        t.ids[i] = l ? owner(offsets, vocab, (int32_t)(l3_random(&state) % l->row_count))
-                     : (int32_t)(l3_random(&state) % vocab);
+    else random_tokens(l3_model_info(model)->vocab, t.ids, n);
     for (size_t i = 0; i < n && l; i++) t.rows += (double)(offsets[t.ids[i] + 1] - offsets[t.ids[i]]) / (double)n;
     free(offsets);
     return t;
@@ -196,7 +204,8 @@ typedef struct stage {
 
 static bool in_stage(const stage *g, uint32_t batch) { return (g->number == 0) == (batch == 1); }
 
-/* From the source all rows of a step are copied, so there is room for the most that its tokens may have. */
+/* Room for the most rows that the tokens of a step may have: from the source all of them are copied; from host memory what does
+ * not fit is read as it is needed, so that 512 MB for each layer are enough. */
 static l3_cuda_config configuration(const settings *s, const stage *g, const variant *v) {
     static const l3_cuda_place where[] = {L3_CUDA_DEVICE, L3_CUDA_DEVICE, L3_CUDA_HOST, L3_CUDA_HOST, L3_CUDA_SOURCE};
     l3_cuda_config             config;
@@ -213,7 +222,9 @@ static l3_cuda_config configuration(const settings *s, const stage *g, const var
         const uint64_t row  = l3_row_bytes(l->rows.type, l->rows.cols);
         const uint64_t most = g->sequences * ((l->max_rows ? l->max_rows : l->row_count) * row + 32);
         if (v->place == HOT) config.hot_bytes += row * l->row_count / 100 * s->hot;
-        if (v->place == SOURCE && most > STAGING && most > config.staging_bytes) config.staging_bytes = most;
+        const uint64_t room = v->place == SOURCE || most < HOST_STAGING ? most : HOST_STAGING;
+        if (config.tables != L3_CUDA_DEVICE && room > STAGING && room > config.staging_bytes)
+            config.staging_bytes = room;
     }
     return config;
 }
@@ -442,7 +453,8 @@ static void run_stage(const settings *s, const stage *g, const stream *t, varian
         if (!warm && !x->why[0]) open_variant(s, g, x);
         if (x->gpu) measure(s, g, t, x, warm, i < n);
         if (!together) close_variant(x);
-        if (s->peer && g->number == 0 && i % n == n - 1) repeat_peer(s, p, weight_type(v[0].engine->model));
+        if (s->peer && g->number == 0 && i % n == n - 1)
+            repeat_peer(s, p, l3_type_name(weight_type(v[0].engine->model)));
     }
     for (uint32_t i = 0; i < n; i++) close_variant(&v[i]);
     cli_report(all, all, what[g->number]);
@@ -741,7 +753,7 @@ int main(int argc, char **argv) {
     for (int i = 0; i <= (int)r.many; i++) run_stage(&s, &stages[i], &t, variants, r.n, &other);
 
     r.name = l3.info->name[0] ? l3.info->name : other.model;
-    r.type = weight_type(l3.model);
+    r.type = l3_type_name(weight_type(l3.model));
     r.rows = t.rows;
     r.gpu  = gpu_name;
     if (s.json) json_all(&r, &l3);

@@ -34,6 +34,8 @@ static void parse(settings *s, int argc, char **argv, const char *paths[2]) {
         CLI_SOURCE_OPTION(&s->setup),
         CLI_CACHE_OPTION(&s->setup),
         CLI_KV_OPTION(&s->setup),
+        {"--decode", CLI_FLAG, &s->setup.decode, "",
+         "token by token, as when text is generated; fast mode has other kernels for that", 0, 0},
         {"--json", CLI_FLAG, &s->json, "", "print one JSON object", 0, 0},
         {0},
     };
@@ -59,6 +61,7 @@ static void parse(settings *s, int argc, char **argv, const char *paths[2]) {
         cli_usage("--compare reads the file once for each model; standard input can be read only once");
     if ((s->window || s->stride) && !s->text) cli_usage("--window and --stride go with --text");
     if (s->logits) s->setup.exact = true; /* what others compare their own numbers with */
+    if (s->setup.decode && !s->text && !s->choices) cli_usage("--decode goes with --text or --choices");
     if (s->encode && s->json) cli_usage("--encode has no --json: its output is already one line of numbers per line");
 }
 

@@ -10,6 +10,7 @@ The last line is tokens a second of a prompt (2048 tokens) and of decoding one s
     eager     operators one by one; a token's rows are a slice of the table, which the host looks up
     graph     the same step as one CUDA graph: KV cache of a fixed size, rows gathered and padded to the most that a token has
     compiled  torch.compile, decoding as a CUDA graph, too (PyTorch 2)
+    matmul    the products of a prompt's dense weights and nothing else: what bounds it
 
 A prompt reads rows in the paper's way: positions sorted by token, blocks of --block of them, and a block-diagonal mask. Which
 rows a block needs is known from the tokens and not part of the time. Everything but the choice of the next token is computed:
@@ -274,6 +275,21 @@ def measure_prefill(model, tokens, offsets, a):
     return [a.prompt / seconds_of(lambda: run(ids, position, None, read), device) for _ in range(a.repeat)]
 
 
+def measure_matmul(s, a):
+    kv = s.dim // s.heads * s.kv_heads
+    shapes = [(s.dim, s.dim), (kv, s.dim), (kv, s.dim), (s.dim, s.dim), (s.ffn, s.dim), (s.ffn, s.dim), (s.dim, s.ffn)]
+    weights = [torch.randn(n, k, device=s.device, dtype=s.dtype) for n, k in shapes]
+    x = {k: torch.randn(a.prompt, k, device=s.device, dtype=s.dtype) for k in (s.dim, s.ffn)}
+
+    def work():
+        for _ in range(s.blocks):
+            for w in weights:
+                F.linear(x[w.shape[1]], w)
+
+    work()
+    return [a.prompt / seconds_of(work, s.device) for _ in range(a.repeat)]
+
+
 def say(what, speeds):
     print(f"{what}: {statistics.median(speeds):.1f} tokens/s ({min(speeds):.1f} to {max(speeds):.1f})", file=sys.stderr)
 
@@ -285,7 +301,7 @@ def arguments():
         p.add_argument("--" + name.replace("_", "-"), type=int, metavar="N")
     p.add_argument("--lookup", metavar="BLOCKS", help="blocks that a lookup layer follows, as 4,11; none: a dense model")
     p.add_argument("--type", choices=TYPES, default="f16", help="of weights, rows and KV cache (f16)")
-    p.add_argument("--mode", choices=("eager", "graph", "compiled"), default="compiled", help="(compiled)")
+    p.add_argument("--mode", choices=("eager", "graph", "compiled", "matmul"), default="compiled", help="(compiled)")
     p.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="(cuda)")
     for name, value, text in (("prompt", 2048, "tokens of the prompt"), ("tokens", 64, "tokens to decode"),
                               ("depth", 128, "... behind so many"), ("block", 128, "positions of a prompt's block"),
@@ -309,8 +325,13 @@ def main():
         sys.exit("peer_cuda.py: PyTorch finds no CUDA device here")
     torch.manual_seed(a.seed)
     offsets = share_rows(s.vocab, s.rows, s.k)
-    rows = np.random.default_rng(a.seed).integers(0, s.rows, max(a.prompt, a.depth + a.tokens))
-    tokens = np.searchsorted(offsets, rows, side="right") - 1  # each as often as it has rows
+    zipf = 1 / np.arange(1, s.vocab + 1)  # rows are allotted by it, too
+    tokens = np.random.default_rng(a.seed).choice(s.vocab, max(a.prompt, a.depth + a.tokens), p=zipf / zipf.sum())
+    if a.mode == "matmul":
+        speeds = measure_matmul(s, a)
+        say(f"prompt of {a.prompt}, its products alone", speeds)
+        print(f"{statistics.median(speeds):.1f} 0")
+        return
     with torch.no_grad():
         model = Model(s, offsets, max(a.prompt, 1))
         prefill = measure_prefill(model, tokens, offsets, a)

@@ -46,6 +46,17 @@ static inline float *ppl_new_logits(const cli_engine *e, uint64_t n) {
     return (float *)cli_malloc((n < step ? n : step) * e->info->vocab * sizeof(float));
 }
 
+/* The logits after each of `count` tokens, which go in one call or, to be decoded, one by one. */
+static inline int ppl_call(cli_engine *e, const int32_t *ids, uint32_t count, float *logits, l3_error *err) {
+    if (!e->decode) return l3_prefill(e->session, ids, count, logits, err);
+    for (uint32_t i = 0; i < count; i++) {
+        const int code = l3_decode(e->session, ids[i], err);
+        if (code != L3_OK) return code;
+        memcpy(logits + (size_t)i * e->info->vocab, l3_logits(e->session), e->info->vocab * sizeof *logits);
+    }
+    return L3_OK;
+}
+
 /* Runs n tokens in pieces; each(user, i, logits after token i). logits is from ppl_new_logits(). */
 static inline void ppl_run(cli_engine *e, const int32_t *ids, uint32_t n, float *logits,
                            void (*each)(void *user, uint32_t i, const float *logits), void *user) {
@@ -54,7 +65,7 @@ static inline void ppl_run(cli_engine *e, const int32_t *ids, uint32_t n, float 
     memset(&err, 0, sizeof err);
     for (uint32_t at = 0; at < n; at += step) {
         const uint32_t count = n - at < step ? n - at : step;
-        cli_check(l3_prefill(e->session, ids + at, count, logits, &err), e->path, &err);
+        cli_check(ppl_call(e, ids + at, count, logits, &err), e->path, &err);
         for (uint32_t i = 0; i < count; i++) each(user, at + i, logits + (size_t)i * e->info->vocab);
     }
 }

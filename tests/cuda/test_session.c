@@ -9,6 +9,7 @@
 #ifdef L3_CUDA_EMULATED
 #include "emulated.h"
 #else
+#include <cuda_runtime_api.h>
 #define emulated_seed(seed) (void)(seed)
 #endif
 #include "../json.h"
@@ -26,13 +27,25 @@ typedef struct card {
     l3_error err;
 } card;
 
+/* What is allocated next holds no numbers: the emulator sees to that, and a driver mostly gives back what was freed last. */
+static void poison(uint64_t bytes) {
+#ifdef L3_CUDA_EMULATED
+    (void)bytes;
+#else
+    void *p = NULL;
+    if (cudaMalloc(&p, bytes) == cudaSuccess) cudaMemset(p, 0xff, bytes), cudaFree(p);
+    cudaGetLastError();
+#endif
+}
+
 static int card_open(card *c, const l3_model *model, const l3_cuda_config *config) {
     l3_cuda_memory memory;
     memset(c, 0, sizeof *c);
     int code = l3_cuda_memory_of(model, config, &memory, &c->err);
     if (code != L3_OK) return code;
     c->block = guard_new(memory.host, L3_ALIGN, 0xa5);
-    code     = l3_cuda_open(&c->gpu, model, config, c->block.mem, memory.host, &c->err);
+    poison(memory.device);
+    code = l3_cuda_open(&c->gpu, model, config, c->block.mem, memory.host, &c->err);
     if (code != L3_OK) CHECK(guard_free(&c->block));
     return code;
 }
@@ -316,7 +329,11 @@ static void two_steps(l3_cuda *gpu, const int32_t *first, const int32_t *second,
     if (one) CHECK_EQ(l3_cuda_logits(gpu, q, one, &err), L3_OK);
 }
 
+#ifdef L3_CUDA_EMULATED
 enum { MANY = 130 };
+#else
+enum { MANY = 512 };
+#endif
 
 static void neighbours_of(uint32_t type, const uint32_t *sizes, size_t n_sizes) {
     mk_spec spec     = spec_tiny(MK_Q8_0);
@@ -380,9 +397,9 @@ static void neighbours_of(uint32_t type, const uint32_t *sizes, size_t n_sizes) 
 }
 
 TEST(neighbours) {
-    static const uint32_t all[] = {3, 1, 2, 8, 9, 16, 17, 33, 64, 65, 130}, some[] = {2, 9, 17, 33, 65};
+    static const uint32_t all[] = {3, 1, 2, 8, 9, 16, 17, 33, 64, 65, 130, 300, 512}, some[] = {2, 9, 17, 33, 65};
     for (int i = 0; i < 6; i++)
-        if (!test_quick() && (types[i] == MK_Q8_0 || long_run())) neighbours_of(types[i], all, 11);
+        if (!test_quick() && (types[i] == MK_Q8_0 || long_run())) neighbours_of(types[i], all, MANY == 512 ? 13 : 11);
         else if (!test_quick() || i % 3 == 1)
             neighbours_of(types[i], some, types[i] == MK_F32 || types[i] == MK_Q6_K ? 2 : 5);
 }
@@ -964,6 +981,29 @@ TEST(memory) {
     world_close(&w);
 }
 
+#ifndef L3_CUDA_EMULATED
+/* Where something else has the device's memory: a code and a sentence, and all is well when it is free again. */
+TEST(device_full) {
+    enum { PIECE = 16 << 20, PIECES = 1 << 16 };
+    const mk_spec  spec   = spec_tiny(MK_F16);
+    l3_cuda_config config = config_of(L3_FAST, 4096, 0);
+    l3_cuda_memory of;
+    static void   *taken[PIECES];
+    int            n = 0;
+    card           c;
+    world          w;
+    if (!world_open(&w, &spec, MAPPED)) return;
+    CHECK_EQ(l3_cuda_memory_of(w.r.model, &config, &of, NULL), L3_OK);
+    CHECK(of.device > 4 * (uint64_t)PIECE);
+    while (n < PIECES && cudaMalloc(&taken[n], PIECE) == cudaSuccess) n++;
+    cudaGetLastError();
+    check_refused(card_open(&c, w.r.model, &config), L3_ERR_MEMORY, &c.err, "the device");
+    while (n > 0) cudaFree(taken[--n]);
+    if (card_new(&c, w.r.model, config)) card_close(&c);
+    world_close(&w);
+}
+#endif
+
 #ifdef L3_CUDA_EMULATED
 enum { LAUNCH = 98, OUT_OF_MEMORY = 2, ILLEGAL_ADDRESS = 700, LAUNCH_FAILURE = 719 };
 
@@ -1096,6 +1136,7 @@ TEST(turing) {
     neighbours_of(MK_BF16, some, 3);
     emulated_reset();
 }
+TEST(device_full) { SKIP("the emulator's memory is in the test of memory"); }
 #else
 TEST(every_call_fails) { SKIP("needs the emulator"); }
 TEST(lost_device) { SKIP("needs the emulator"); }
@@ -1121,6 +1162,7 @@ int main(void) {
     RUN(damaged_offsets);
     RUN(stats);
     RUN(memory);
+    RUN(device_full);
     RUN(every_call_fails);
     RUN(lost_device);
     RUN(turing);
