@@ -57,12 +57,11 @@ PEAK_UNIT(bf16_avx512, "avx512f,avx512bf16", __m512, _mm512_setzero_ps(), _mm512
     _tile_dpbf16ps(2, 4, 5); \
     _tile_dpbf16ps(3, 4, 5)
 static __attribute__((target("amx-tile,amx-bf16"))) void peak_tiles(uint32_t times) {
-    struct {
+    static const struct { /* static, as gcc's intrinsic does not tell it that more than a pointer's bytes are read */
         uint8_t  palette, start_row, reserved[14];
         uint16_t row_bytes[16];
         uint8_t  rows[16];
-    } config = {.palette = 1};
-    for (int i = 0; i < 8; i++) config.row_bytes[i] = 64, config.rows[i] = 16;
+    } config = {1, 0, {0}, {64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16}};
     _tile_loadconfig(&config);
     _tile_zero(0);
     _tile_zero(1);
