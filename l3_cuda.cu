@@ -68,7 +68,8 @@ typedef struct l3_cuda_config {
      * L3_CUDA_AUTO, else none. */
     uint64_t hot_bytes;
     /* Device memory into which a step's other rows are fetched, for each lookup layer; rows that have no room are read over the
-     * bus as they are needed. 0: 64 MiB, or what `batch` tokens need at most where that is less. */
+     * bus as they are needed, for every few positions of a token again. 0: 64 MiB, or 1 MiB for each sequence (L3_CUDA_SOURCE: its
+     * token's most rows) where that is more, or what `batch` tokens need at most where that is less. */
     uint64_t staging_bytes;
     /* (vocab,) how often tokens come, to choose the hot ones; NULL: those with most rows. Not kept. */
     const uint32_t *counts;
@@ -2092,9 +2093,9 @@ L3__CU_HOST uint64_t l3__cu_staging(const l3_cuda *s, const l3__cu_lookup *l) {
     const uint64_t all = s->config.batch * (l->most_bytes / 16 + 2) * 16;
     uint64_t       n   = s->config.staging_bytes;
     if (n == 0) {
+        const uint64_t each = s->memory.place == L3_CUDA_SOURCE ? (l->most_bytes / 16 + 2) * 16 : (uint64_t)1 << 20;
         n = (uint64_t)64 << 20;
-        if (s->memory.place == L3_CUDA_SOURCE && n < s->config.sequences * (l->most_bytes / 16 + 2) * 16)
-            n = s->config.sequences * (l->most_bytes / 16 + 2) * 16;
+        if (n < s->config.sequences * each) n = s->config.sequences * each;
     }
     return l3__cu_pieces16(n < all ? n : all);
 }

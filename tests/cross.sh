@@ -20,7 +20,7 @@ export LC_ALL=C.UTF-8 WINEDEBUG=-all
 machines() {
     cat <<END
 Armv7, hard float, NEON | arm-linux-gnueabihf-gcc -static $threads -march=armv7-a -mfpu=neon-vfpv4 | qemu-arm -cpu cortex-a7 | portable kernels generate types layer_errors files tokenizer sampler alloc model:variants plumbing:same_bits
-AArch64 | aarch64-linux-gnu-gcc -static $threads | qemu-aarch64 -cpu cortex-a53; qemu-aarch64 -cpu max | portable kernels generate types files model:variants
+AArch64 | aarch64-linux-gnu-gcc -static $threads | qemu-aarch64 -cpu cortex-a53; qemu-aarch64 -cpu cortex-a72; qemu-aarch64 -cpu cortex-a76; qemu-aarch64 -cpu max | portable kernels generate types files model:variants
 s390x, 64-bit big-endian | s390x-linux-gnu-gcc -static $threads | qemu-s390x | portable generate types layer_errors files tokenizer sampler alloc model:variants plumbing:same_bits plumbing:snapshots
 MIPS, 32-bit big-endian, strict alignment | mips-linux-gnu-gcc -static $threads | qemu-mips | portable types layer layer_errors files tokenizer sampler model:variants plumbing:every_window
 RISC-V 64 | riscv64-linux-gnu-gcc -static $threads | qemu-riscv64 | portable generate types files tokenizer model:variants plumbing:same_bits

@@ -12,13 +12,7 @@
 
 #include "bench.h"
 
-enum {
-    STREAM       = 1 << 16,
-    TRACES       = 5,
-    LAYERS       = 8,
-    STAGING      = 64 << 20 /* l3_cuda_config's default */,
-    HOST_STAGING = 512 << 20
-};
+enum { STREAM = 1 << 16, TRACES = 5, LAYERS = 8 };
 
 /* ---- options ---- */
 
@@ -204,8 +198,6 @@ typedef struct stage {
 
 static bool in_stage(const stage *g, uint32_t batch) { return (g->number == 0) == (batch == 1); }
 
-/* Room for the most rows that the tokens of a step may have: from the source all of them are copied; from host memory what does
- * not fit is read as it is needed, so that 512 MB for each layer are enough. */
 static l3_cuda_config configuration(const settings *s, const stage *g, const variant *v) {
     static const l3_cuda_place where[] = {L3_CUDA_DEVICE, L3_CUDA_DEVICE, L3_CUDA_HOST, L3_CUDA_HOST, L3_CUDA_SOURCE};
     l3_cuda_config             config;
@@ -219,12 +211,7 @@ static l3_cuda_config configuration(const settings *s, const stage *g, const var
     config.tables    = where[v->place];
     config.no_graph  = s->no_graph;
     for (uint32_t i = 0; (l = l3_model_lookup(v->engine->model, i, NULL)) != NULL; i++) {
-        const uint64_t row  = l3_row_bytes(l->rows.type, l->rows.cols);
-        const uint64_t most = g->sequences * ((l->max_rows ? l->max_rows : l->row_count) * row + 32);
-        if (v->place == HOT) config.hot_bytes += row * l->row_count / 100 * s->hot;
-        const uint64_t room = v->place == SOURCE || most < HOST_STAGING ? most : HOST_STAGING;
-        if (config.tables != L3_CUDA_DEVICE && room > STAGING && room > config.staging_bytes)
-            config.staging_bytes = room;
+        if (v->place == HOT) config.hot_bytes += l3_row_bytes(l->rows.type, l->rows.cols) * l->row_count / 100 * s->hot;
     }
     return config;
 }
