@@ -5934,14 +5934,14 @@ L3__PART void l3__rows_of_8(const int type, const uint8_t *w, uint32_t rows, con
 #endif
 
 #if L3__W >= 8
-/* Many rows: four at a time, a quarter of them apart. Returns how many it did. */
+/* Many rows: four at a time, a quarter of them apart, times n positions. Returns how many it did. */
 L3__PART uint32_t L3__K(streams)(const int type, const uint8_t *w, size_t row_bytes, uint32_t rows, uint32_t cols,
-                                 const float *x, float *y) {
+                                 const float *x, size_t xs, const size_t n, float *y, size_t ys) {
     const uint32_t quarter = rows / 4;
     for (uint32_t r = 0; r < quarter; r++) {
-        float four[4];
-        L3__K(dots)(type, w + r * row_bytes, quarter * row_bytes, cols, x, 0, 4, 1, L3__SPREAD, four, 0);
-        for (uint32_t i = 0; i < 4; i++) y[i * quarter + r] = four[i];
+        float four[16];
+        L3__K(dots)(type, w + r * row_bytes, quarter * row_bytes, cols, x, xs, 4, n, L3__SPREAD, four, 4);
+        L3__EACH(p, n) L3__EACH(i, 4) y[p * ys + i * quarter + r] = four[p * 4 + i];
     }
     return 4 * quarter;
 }
@@ -5956,16 +5956,23 @@ L3__PART void L3__K(matmul)(const int type, const uint8_t *w, size_t row_bytes, 
         return;
     }
 #endif
-    for (; p + 4 <= n; p += 4)
-        for (uint32_t r = 0; r < rows; r++)
-            L3__K(dots)(type, w + r * row_bytes, row_bytes, cols, x + p * xs, xs, 1, 4, L3__ALONE, y + p * ys + r, ys);
+    for (; p + 4 <= n; p += 4) {
+        const float *at = x + p * xs;
+        float       *to = y + p * ys;
+        uint32_t     r  = 0;
+#if L3__W == 16 /* else there are not enough registers */
+        if (rows > L3__TILE && type != L3_Q6_K) r = L3__K(streams)(type, w, row_bytes, rows, cols, at, xs, 4, to, ys);
+#endif
+        for (; r < rows; r++)
+            L3__K(dots)(type, w + r * row_bytes, row_bytes, cols, at, xs, 1, 4, L3__ALONE, to + r, ys);
+    }
     for (; p < n; p++) {
         const float *at = x + p * xs;
         float       *to = y + p * ys;
         uint32_t     r  = 0;
 #if L3__W >= 8
         if (rows > L3__TILE && (type == L3_F32 || type == L3_F16 || type == L3_BF16)) /* else computing decides */
-            r = L3__K(streams)(type, w, row_bytes, rows, cols, at, to);
+            r = L3__K(streams)(type, w, row_bytes, rows, cols, at, 0, 1, to, 0);
 #endif
         for (; r + 4 <= rows; r += 4)
             L3__K(dots)(type, w + r * row_bytes, row_bytes, cols, at, xs, 4, 1, L3__SIDE_BY_SIDE, to + r, ys);
