@@ -28,7 +28,7 @@ typedef struct card {
 } card;
 
 /* What is allocated next holds no numbers: the emulator sees to that, and a driver mostly gives back what was freed last. */
-static void poison(uint64_t bytes) {
+static void poison_device(uint64_t bytes) {
 #ifdef L3_CUDA_EMULATED
     (void)bytes;
 #else
@@ -44,7 +44,7 @@ static int card_open(card *c, const l3_model *model, const l3_cuda_config *confi
     int code = l3_cuda_memory_of(model, config, &memory, &c->err);
     if (code != L3_OK) return code;
     c->block = guard_new(memory.host, L3_ALIGN, 0xa5);
-    poison(memory.device);
+    poison_device(memory.device);
     code = l3_cuda_open(&c->gpu, model, config, c->block.mem, memory.host, &c->err);
     if (code != L3_OK) CHECK(guard_free(&c->block));
     return code;
