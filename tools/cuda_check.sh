@@ -178,12 +178,13 @@ do_speed() {
     done
 }
 
-# How many times as fast as PyTorch this is with tables on the device.
-times_faster() { # shape, type, what, PyTorch's figure
-    awk -F ' *\\| *' -v shape="$1" -v type="$2" -v what="$3" -v other="$4" '
+# A line of the table: PyTorch's figure, and how many times as fast this is with tables on the device.
+beside_peer() { # what, PyTorch's tokens a second
+    own=$(awk -F ' *[|] *' -v shape="$shape" -v what="$1" '
         / device / { for (i = 1; i <= NF; i++) if ($i == "device") at = i }
-        index($2, shape) && $3 == type && $4 == what { split($at, own, " "); if (other > 0) printf "%.2f", own[1] / other }' \
-        "$work/table"
+        index($2, shape) && $3 == "f16" && $4 == what { split($at, own, " "); print own[1] }' "$work/table" 2>/dev/null | tail -n 1)
+    awk -v own="${own:-0}" -v other="$2" -v line="| $shape | f16 | $1 | PyTorch, $mode: $2" \
+        'BEGIN { if (own > 0 && other > 0) line = line sprintf("; device %.2f times that", own / other); print line " |" }' >>"$work/table"
 }
 
 do_peer() {
@@ -198,8 +199,8 @@ do_peer() {
             head -n 1 "$work/log"
             # shellcheck disable=SC2046 # two numbers
             set -- $(tail -n 1 "$work/log")
-            echo "| $shape | f16 | PyTorch, $mode | prompt of 2048: $1, device $(times_faster "$shape" f16 "prompt of 2048" "$1")" \
-                "times that | decode: $2, device $(times_faster "$shape" f16 "decode, batch 1" "$2") times that |" >>"$work/table"
+            beside_peer "prompt of 2048" "$1"
+            [ "$mode" = matmul ] || beside_peer "decode, batch 1" "$2" # its products are of a prompt
         done
     done
 }
