@@ -105,6 +105,8 @@ typedef struct l3_cuda_arrival {
 typedef struct l3_cuda l3_cuda;
 
 /* What a configuration takes. Allocates nothing; asks the device for its kind and, for L3_CUDA_AUTO, for its free memory.
+ * L3_CUDA_AUTO is decided again when it is opened: another program may have taken memory meanwhile, and with `place` and `hot` of
+ * this answer in the configuration nothing is decided then.
  * L3_ERR_ARGUMENT, L3_ERR_UNSUPPORTED, L3_ERR_DEVICE. config may be NULL, here and below. */
 L3_API int l3_cuda_memory_of(const l3_model *model, const l3_cuda_config *config, l3_cuda_memory *memory,
                              l3_error *err);
