@@ -167,7 +167,7 @@ measure() { # shape, type
     limited "$limit" "$name" "$@"
     cat "$work/log"
     grep '^|' "$work/log" >>"$work/table"
-    grep -E 'rows after block|fetched ahead' "$work/log" | sed "s/^ */$name: /" >>"$work/rows"
+    grep -E '^decode, batch|rows after block|fetched ahead' "$work/log" | sed "s/^ */$name: /" >>"$work/rows"
     [ ! -d "${OUT:-}" ] || cp "$work/table" "$OUT/table.md"
     rm -f "$work"/l3-bench-* # what one that was ended has left
 }
@@ -182,7 +182,7 @@ do_speed() {
 beside_peer() { # what, PyTorch's tokens a second
     own=$(awk -F ' *[|] *' -v shape="$shape" -v what="$1" '
         / device / { for (i = 1; i <= NF; i++) if ($i == "device") at = i }
-        index($2, shape) && $3 == "f16" && $4 == what { split($at, own, " "); print own[1] }' "$work/table" 2>/dev/null | tail -n 1)
+        index($2, shape) && $3 == "f16" && $4 == what { split($at, own, " "); print own[1]; exit }' "$work/table" 2>/dev/null)
     awk -v own="${own:-0}" -v other="$2" -v line="| $shape | f16 | $1 | PyTorch, $mode: $2" \
         'BEGIN { if (own > 0 && other > 0) line = line sprintf("; device %.2f times that", own / other); print line " |" }' >>"$work/table"
 }
