@@ -60,7 +60,8 @@ bare_arm="$bare_arm,--defsym=__ram_size=16M"
 bare_arm_run="-display none $console -kernel"
 bare_run="-M virt -m 64M -display none $console -bios none -kernel"
 
-# Contraction is as the compiler has it: most with gcc use it. gnu99, as -std=c99 makes gcc compute floats in double on s390x (FLT_EVAL_METHOD 1).
+# Contraction is as the compiler has it by default. gnu99, as -std=c99 makes gcc compute floats in double on s390x
+# (FLT_EVAL_METHOD 1).
 flags="-std=gnu99 -D_POSIX_C_SOURCE=200809L -D_FILE_OFFSET_BITS=64"
 model=examples/models/books-l3.gguf
 small=examples/models/stories-l3-small.gguf

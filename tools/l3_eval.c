@@ -346,6 +346,7 @@ static void json_result(const result *r, const settings *s) {
     else json_choices(r, s);
     cli_json_u64("threads", r->threads);
     cli_json_bool("exact", s->setup.exact);
+    cli_json_bool("decode", s->setup.decode);
     cli_json_u64("rss_bytes", cli_peak_rss());
 }
 

@@ -49,7 +49,8 @@ PEAK_UNIT(bytes_avx512, "avx512f,avx512vnni", __m512i, PEAK_INT512, _mm512_dpbus
 PEAK_UNIT(words_avx512, "avx512f,avx512vnni", __m512i, PEAK_INT512, _mm512_dpwssd_epi32(s, x, x))
 PEAK_UNIT(bf16_avx512, "avx512f,avx512bf16", __m512, _mm512_setzero_ps(), _mm512_dpbf16_ps(s, (__m512bh)x, (__m512bh)x))
 
-#if defined(__linux__) && defined(__LP64__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#if !defined(L3__EMULATE_AMX) && defined(__linux__) && defined(__LP64__) && \
+    (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
 /* Tiles of 16 rows of 64 bytes. L3_LEVEL_AMX has asked the system for permission. */
 #define PEAK_TILES_ONCE      \
     _tile_dpbf16ps(0, 4, 5); \
